@@ -1,0 +1,1 @@
+"""What models are trained and judged on."""

@@ -1,0 +1,1 @@
+"""From video tokens to words."""

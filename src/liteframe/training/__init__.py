@@ -1,0 +1,1 @@
+"""One loop; what is learned in it."""

@@ -1,0 +1,1 @@
+"""Video in: what a file is, where to look, and the frames that were shown there."""
