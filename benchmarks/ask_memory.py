@@ -1,0 +1,137 @@
+"""Does `liteframe ask` need more memory for a longer video?
+
+Makes a 10-second and a 10-minute file (640 x 360, H.264, moving), asks one question about 32 frames of each in a fresh
+process, three times, and prints the median seconds and the greatest memory. The last line is one JSON object.
+
+    python benchmarks/ask_memory.py [--work DIR] [--frames 32] [--model mini] [--encoder teacher] [--repeats 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+WIDTH, HEIGHT, FPS = 640, 360, 25
+VIDEOS = {"10 seconds": 10, "10 minutes": 600}
+# What getrusage counts in: kilobytes on Linux, bytes on macOS.
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def make_video(path: Path, seconds: int) -> None:
+    """Write a textured picture that slides by a few pixels a frame, under another name until it is whole."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (HEIGHT // 8, WIDTH // 4, 3), np.uint8)
+    scene = np.kron(coarse, np.ones((8, 8, 1), np.uint8))  # twice as wide as the picture
+    part = path.with_suffix(".part.mp4")
+    with av.open(str(part), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "g": "60"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for index in range(seconds * FPS):
+            left = 3 * index % WIDTH
+            pixels = np.ascontiguousarray(scene[:, left : left + WIDTH])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    part.rename(path)
+
+
+def run_once(command: list[str]) -> dict[str, Any]:
+    """Run `command`; its JSON, its wall-clock seconds and the most memory that it held."""
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        output, complaint = process.stdout.read(), process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        sys.exit(f"{' '.join(command)}: exit status {process.returncode}\n{complaint}")
+    answer = json.loads(output.splitlines()[-1])
+    seconds = time.perf_counter() - start
+    return {"seconds_total": seconds, "timings": answer["timings"], "peak_memory_bytes": usage.ru_maxrss * RSS_UNIT}
+
+
+def measure(video: Path, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Medians over the repeats; of memory the greatest."""
+    command = [sys.executable, "-m", "liteframe", "ask", str(video), "What is shown?", "--json"]
+    command += ["--frames", str(arguments.frames), "--model", arguments.model, "--device", "cpu"]
+    if arguments.encoder:
+        command += ["--encoder", arguments.encoder]
+    runs = [run_once(command) for _ in range(arguments.repeats)]
+    return {
+        "file": name,
+        "size_bytes": video.stat().st_size,
+        "seconds_total": statistics.median(run["seconds_total"] for run in runs),
+        "timings": {stage: statistics.median(run["timings"][stage] for run in runs) for stage in runs[0]["timings"]},
+        "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    import psutil
+    import torch
+
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="folder that keeps the two files; a temporary one if left out")
+    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--encoder")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as temporary:
+        work = arguments.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for name, seconds in VIDEOS.items():
+            video = work / f"slide-{seconds}s.mp4"
+            if not video.exists():
+                make_video(video, seconds)
+            rows.append(measure(video, name, arguments))
+
+    table = Table(
+        title=f"liteframe ask, {arguments.frames} frames", title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
+    for column in ("file", *rows[0]["timings"], "process", "memory"):
+        table.add_column(column, no_wrap=True, justify="left" if column == "file" else "right")
+    for row in rows:
+        stages = (f"{value:.2f} s" for value in row["timings"].values())
+        table.add_row(
+            row["file"], *stages, f"{row['seconds_total']:.2f} s", f"{row['peak_memory_bytes'] / 2**20:.0f} MiB"
+        )
+    Console().print(table)
+    difference = rows[1]["peak_memory_bytes"] - rows[0]["peak_memory_bytes"]
+    settings = {"frames": arguments.frames, "model": arguments.model, "encoder": arguments.encoder}
+    print(json.dumps({"machine": machine(), **settings, "rows": rows, "difference_bytes": difference}))
+
+
+if __name__ == "__main__":
+    main()

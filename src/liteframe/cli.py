@@ -1,0 +1,350 @@
+"""The command line: one typed function a command, whose signature is its usage.
+
+Nothing is decided here: a command hands its arguments to one function of the library, prints what comes back for
+people, and returns it as the object that ``--json`` prints. Heavy imports stand inside the functions, so that
+``--help`` imports no torch.
+
+Exit status: 0 done; 1 the input or the environment is at fault, told in one line (``LITEFRAME_DEBUG=1`` shows the
+traceback); 2 wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from liteframe import terminal
+from liteframe.errors import VideoError
+from liteframe.runtime import tune_allocator
+from liteframe.version import __version__
+
+if TYPE_CHECKING:
+    from liteframe.types import Answer, VideoInfo
+
+app = typer.Typer(
+    name="liteframe",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The entry point ``liteframe``."""
+    tune_allocator()  # before torch allocates anything
+    warnings.showwarning = terminal.show_warning
+    for stream in (sys.stdout, sys.stderr):
+        # A file name or an answer may hold what the terminal's encoding does not.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="liteframe")
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        print(f"liteframe {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _liteframe(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """LiteFrame: a compact video encoder for Video LLMs. Each command has examples under its --help."""
+
+
+Model = Annotated[str, typer.Option(help="mini (shipped), a folder, or a hub id such as OpenGVLab/InternVL3-8B-hf.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
+Command = Callable[..., dict[str, Any] | None]
+
+
+def _command(examples: str) -> Callable[[Command], Command]:
+    """Register a command, with `examples`, one a line, below its help. Its ``as_json`` is obeyed here."""
+    lines = "\n\n".join(f"$ {line.strip()}" for line in examples.strip().splitlines())
+
+    def register(command: Command) -> Command:
+        @app.command(command.__name__, epilog=f"[bold]Examples[/bold]\n\n{lines}")
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            terminal.report(functools.partial(command, **arguments), as_json=arguments["as_json"])
+
+        return command
+
+    return register
+
+
+def _counts(text: str) -> list[int]:
+    """``8,16,32`` as numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not a list of whole numbers such as 8,16,32") from None
+
+
+def _names(text: str) -> list[str]:
+    """``teacher,pooled`` as names."""
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise typer.BadParameter("name at least one")
+    return names
+
+
+@_command("""
+    liteframe ask talk.mkv "Which colour came first?"
+    liteframe ask talk.mkv "What is shown?" --also "And at the end?" --frames 64 --start 60 --end 120
+    liteframe ask talk.mkv "What is shown?" --model OpenGVLab/InternVL3-1B-hf --encoder pooled --json
+""")
+def ask(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="The video file.", show_default=False)],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.", show_default=False)],
+    also: Annotated[list[str] | None, typer.Option(help="One more question; the video is encoded once.")] = None,
+    model: Model = "mini",
+    encoder: Annotated[str | None, typer.Option(help="teacher, pooled or average; else the model's own.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames, evenly spread (32 unless --fps is given).")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second, instead of --frames.")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="With --fps: no more frames than this.")] = None,
+    start: Annotated[float | None, typer.Option(help="Seconds from the first frame.")] = None,
+    end: Annotated[float | None, typer.Option(help="Seconds from the first frame.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The answer's greatest length.")] = 32,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="With --temperature: share of probability that is drawn from.")] = 1.0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Ask a question about a video."""
+    from liteframe.video.probe import probe as probe_video
+
+    probe_video(video)  # a file that cannot be used is told before a large model is loaded
+    with terminal.waiting(f"Loading {model} ..."):
+        from liteframe.pipeline import VideoLLM
+
+        llm = VideoLLM.from_pretrained(model, encoder=encoder, device=device, dtype=dtype)
+    sampling: dict[str, Any] = {"num_frames": frames, "fps": fps, "max_frames": max_frames, "start": start, "end": end}
+    generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    source: Any = video
+    if also:
+        with terminal.progress(f"Watching {video}") as on_progress:
+            source, sampling = llm.watch(video, **sampling, on_progress=on_progress), {}
+
+    answers = []
+    for each in [question, *(also or [])]:
+        Console().print(Text(each, style="bold"))
+        with terminal.streamed(f"Watching {video}") as (on_progress, on_text):
+            answer = llm.ask(
+                source, each, **sampling, **generation, seed=seed, on_text=on_text, on_progress=on_progress
+            )
+        Console().print(_stage_times(answer))
+        answers.append(answer.as_dict())
+    return {**answers[0], "answers": answers} if also else answers[0]
+
+
+def _stage_times(answer: Answer) -> Table:
+    table = terminal.table(*answer.timings, "all", "frames", "visual tokens")
+    table.columns[0].justify = "right"
+    seconds = [*answer.timings.values(), sum(answer.timings.values())]
+    table.add_row(*(f"{value:.2f} s" for value in seconds), str(answer.num_frames), str(answer.num_visual_tokens))
+    return table
+
+
+@_command("""
+    liteframe probe talk.mkv
+    liteframe probe recordings/*.mp4 --json
+""")
+def probe(
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files.", show_default=False)],
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Tell what a video file is and what is wrong with it. Exit status 1 if one cannot be used."""
+    from dataclasses import asdict
+
+    from liteframe.video.probe import probe as probe_video
+
+    rows: list[dict[str, Any]] = []
+    with terminal.progress("Probing") as on_progress:
+        for video in videos:
+            try:
+                info = probe_video(video)
+                rows.append(asdict(info))
+                Console().print(_video_facts(info))
+            except VideoError as error:
+                rows.append({"path": error.path, "error": str(error), "reason": error.reason})
+                terminal.tell_fault(error)
+            on_progress(len(rows), len(videos))
+    result = rows[0] if len(rows) == 1 else {"files": rows}
+    if any("error" in row for row in rows):
+        raise terminal.IncompleteError(result)
+    return result
+
+
+def _video_facts(info: VideoInfo) -> Table:
+    def known(value: int | float | None, text: str) -> str:
+        return text.format(value) if value is not None else "only decoding could tell"
+
+    values: dict[str, Any] = {
+        "file": Text(info.path, style="bold"),
+        "picture": f"{info.width} x {info.height}, {info.codec}, {info.pixel_format}, in {info.container}",
+        "duration": known(info.duration_seconds, "{:.3f} s"),
+        "frames": known(info.num_frames, "{}"),
+        "rate": known(info.average_fps, "{:.3f} frames a second on average"),
+    }
+    if info.rotation_degrees:
+        values["rotation"] = f"{info.rotation_degrees} degrees clockwise, applied when read"
+    table = terminal.facts(values)
+    for fault in info.faults:
+        table.add_row("fault", Text(f"{fault.kind}: {fault.text}", style="yellow"))
+    if not info.faults:
+        table.add_row("faults", "none that the headers show")
+    return table
+
+
+@_command("""
+    liteframe needles --out data/needles --videos 20 --seed 1 --frames 256
+    liteframe needles --out data/own --videos 50 --seed 1 --frames 512 --haystack recordings --multiple-choice
+""")
+def needles(
+    out: Annotated[Path, typer.Option(help="Folder for the videos and questions.jsonl.", show_default=False)],
+    videos: Annotated[int, typer.Option(min=1, help="How many videos.", show_default=False)],
+    frames: Annotated[int, typer.Option(help="Frames a video.")] = 32,
+    needle_frames: Annotated[tuple[int, int], typer.Option(help="MIN MAX: frames that a needle shows.")] = (1, 4),
+    needles: Annotated[tuple[int, int], typer.Option(help="MIN MAX: needles a video.")] = (1, 6),
+    needle_size: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="MIN MAX: size of a needle, as a share of the shorter side.", show_default=False),
+    ] = None,
+    multiple_choice: Annotated[bool, typer.Option("--multiple-choice", help="Ask with lettered options.")] = False,
+    haystack: Annotated[str | None, typer.Option(help="Folder of your own videos to hide the needles in.")] = None,
+    fps: Annotated[float, typer.Option(help="Frames a second.")] = 10.0,
+    size: Annotated[int, typer.Option(help="Width and height in pixels.")] = 128,
+    tasks: Annotated[str, typer.Option(help="Kinds of question, by comma.")] = "retrieval,ordering,counting",
+    questions_per_video: Annotated[int, typer.Option(help="Questions a video.")] = 3,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Make a long-video benchmark: short needles in long moving haystacks, with exact answers."""
+    from liteframe.data.needles import NeedleConfig, write_benchmark
+
+    settings: dict[str, Any] = {
+        "frames": frames,
+        "needle_frames": needle_frames,
+        "needles": needles,
+        "multiple_choice": multiple_choice,
+        "haystack": haystack,
+        "fps": fps,
+        "size": size,
+        "tasks": tuple(_names(tasks)),
+        "questions_per_video": questions_per_video,
+    }
+    if needle_size is not None:
+        settings["needle_size"] = needle_size
+    config = NeedleConfig.from_dict(settings, source="liteframe needles")
+    with terminal.progress("Writing videos") as on_progress:
+        summary = write_benchmark(out, videos, seed, config, on_progress=on_progress)
+    Console().print(terminal.facts(summary))
+    return summary
+
+
+@_command("""
+    liteframe pretrain --recipe recipes/mini_teacher.toml
+    liteframe pretrain --recipe recipes/mini_teacher.toml --set output=runs/mini --set steps=100
+""")
+def pretrain(
+    recipe: Annotated[Path, typer.Option(help="A TOML file, see recipes/.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe.")
+    ] = None,
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Train the miniature from nothing. The same command with the same output resumes where it stopped."""
+    from liteframe.training.pretrain import pretrain as train
+
+    result = train(recipe, overrides or [])
+    Console().print(terminal.facts(result))
+    return result
+
+
+@_command("""
+    liteframe evaluate needles --data data/needles --encoder teacher,pooled --frames 8,16,32
+    liteframe evaluate needles --data data/needles --frames 64 --limit 20 --out runs/needles --json
+""")
+def evaluate(
+    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help="needles.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="Folder of the benchmark.", show_default=False)],
+    model: Model = "mini",
+    encoder: Annotated[str, typer.Option(help="Encoders to compare, by comma.")] = "teacher",
+    frames: Annotated[str, typer.Option(help="Numbers of frames to compare, by comma.")] = "8,16,32",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many videos.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for every answer and the results.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Measure accuracy on a benchmark, for each encoder and each number of frames."""
+    encoders, counts = _names(encoder), _counts(frames)
+    from liteframe.evaluation.runner import evaluate as measure
+
+    with terminal.progress("Asking") as on_progress:
+        result = measure(
+            benchmark,
+            data,
+            model,
+            encoders,
+            counts,
+            limit=limit,
+            out=out,
+            device=device,
+            dtype=dtype,
+            on_progress=on_progress,
+        )
+    Console().print(_accuracies(result))
+    return result
+
+
+def _accuracies(result: dict[str, Any]) -> Table:
+    columns = ("encoder", "frames", "tokens", "questions", "unparsed", "accuracy", "95 %", "a video")
+    table = terminal.table(*columns, title=f"{result['benchmark']}, {result['model']}")
+    for row in result["results"]:
+        low, high = row["ci95"]
+        table.add_row(
+            *(str(row[name]) for name in ("encoder", "frames", "visual_tokens", "questions", "unparsed")),
+            f"{row['accuracy']:.1%}",
+            f"{low:.0%} to {high:.0%}",
+            f"{sum(row['seconds_per_video'].values()):.2f} s",
+        )
+    return table
+
+
+@_command("""
+    liteframe quickstart
+    liteframe quickstart --out /tmp/tour --videos 4 --json
+""")
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for what it makes.")] = Path("quickstart"),
+    videos: Annotated[int, typer.Option(min=1, help="How many videos to make.")] = 4,
+    model: Model = "mini",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """The whole story on this machine: make videos, ask about them, compare with the truth."""
+    from liteframe.quickstart import run
+
+    with terminal.progress("Watching") as on_progress:
+        return run(out, videos, seed, console=Console(), model=model, on_progress=on_progress)

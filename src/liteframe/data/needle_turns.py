@@ -1,0 +1,95 @@
+"""Clips recomposed from a bank of frames, and the question-answer turns about them: what a language model learns on.
+
+Frames are rendered and encoded once; each step then picks needles of one bank clip, in any order and for any number of
+frames, between background frames of the same clip. One bank so gives more different videos than are ever used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Int
+
+from liteframe.data.needle_frames import through_codec
+from liteframe.data.needles import NeedleConfig, NeedleVideo, plan_needles
+from liteframe.data.haystacks import ProceduralHaystack
+from liteframe.data.questions import TASKS, Needle, make_question, multiple_choice_prompt
+
+BANK_CLIP = NeedleConfig(frames=48, needles=(10, 10), needle_frames=(1, 4), digit_share=0.3, needle_size=(0.28, 0.47))
+LIST_QUESTION = "List everything that was shown, in order."
+
+
+def bank_clip(seed: int, index: int) -> tuple[np.ndarray, tuple[Needle, ...]]:
+    """Clip `index` of the training stream `seed`: uint8 (48, h, w, 3), half of them through H.264, and its needles."""
+    rng = np.random.default_rng([0xBA, seed, index])
+    needles = plan_needles(rng, BANK_CLIP, training=True)
+    video = NeedleVideo(
+        needles, BANK_CLIP.frames, BANK_CLIP.size, BANK_CLIP.size, ProceduralHaystack(rng, BANK_CLIP.size, BANK_CLIP.size)
+    )
+    pictures = list(video.frames())
+    if index % 2:
+        pictures = through_codec(pictures, crf=int(rng.integers(18, 27)))
+    return np.stack(pictures), needles
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A clip made of bank frames: int (t,) frame numbers inside one bank clip, and its needles in the new order."""
+
+    frames: Int[np.ndarray, " t"]
+    needles: tuple[Needle, ...]
+
+
+def compose(rng: np.random.Generator, needles: Sequence[Needle], num_frames: int, most_needles: int) -> Composition:
+    """A random clip of `num_frames` from one bank clip's needles and background frames."""
+    in_needle = np.zeros(BANK_CLIP.frames, bool)
+    for needle in needles:
+        in_needle[needle.first_frame : needle.first_frame + needle.num_frames] = True
+    background = np.flatnonzero(~in_needle)
+    count = int(rng.integers(0 if rng.random() < 0.15 else 1, min(most_needles, len(needles)) + 1))
+    gap = int(rng.random() < 0.8)
+    chosen = [needles[int(i)] for i in rng.permutation(len(needles))[:count]]
+    shown = [int(rng.integers(1, needle.num_frames + 1)) for needle in chosen]
+    while chosen and sum(shown) + gap * (len(chosen) - 1) > num_frames:
+        chosen.pop()
+        shown.pop()
+    slack = num_frames - sum(shown) - gap * max(0, len(chosen) - 1)
+    cuts = np.sort(rng.integers(0, slack + 1, len(chosen)))
+    starts = cuts + np.concatenate([[0], np.cumsum(np.array(shown[:-1], int) + gap)]) if chosen else []
+    # Background frames keep their order in time; with more places than frames some come twice, as in a still scene.
+    fresh = rng.choice(len(background), num_frames, replace=num_frames > len(background))
+    frames = background[np.sort(fresh)]
+    placed = []
+    for needle, start, length in zip(chosen, starts, shown, strict=True):
+        first = needle.first_frame + int(rng.integers(0, needle.num_frames - length + 1))
+        frames[int(start) : int(start) + length] = np.arange(first, first + length)
+        placed.append(replace(needle, first_frame=int(start), num_frames=length))
+    return Composition(frames, tuple(placed))
+
+
+def make_turns(
+    rng: np.random.Generator, needles: tuple[Needle, ...], count: int, multiple_choice_share: float, list_share: float
+) -> list[tuple[str, str]]:
+    """At most `count` different (prompt, answer) pairs about one clip, going round the tasks.
+
+    A multiple-choice answer is the letter.
+    """
+    turns: dict[str, str] = {}
+    if rng.random() < list_share:
+        turns[LIST_QUESTION] = ", ".join(needle.what for needle in needles) or "nothing"
+    start = int(rng.integers(len(TASKS)))
+    for attempt in range(3 * count):
+        if len(turns) >= count:
+            break
+        choice = bool(rng.random() < multiple_choice_share)
+        question = make_question(needles, TASKS[(start + attempt) % len(TASKS)], rng, choice)
+        if question is None:
+            continue
+        if question.options:
+            prompt = multiple_choice_prompt(question.question, question.options)
+            turns.setdefault(prompt, "ABCD"[question.options.index(question.answer)])
+        else:
+            turns.setdefault(question.question, question.answer)
+    return list(turns.items())

@@ -1,0 +1,136 @@
+"""The one interface that every video encoder has, and how frames become groups.
+
+Axis letters: ``t`` frames (or, in features, time steps), ``g`` groups of consecutive frames, ``f`` frames per group,
+``H``/``W`` pixels, ``h``/``w`` grid cells, ``d`` feature width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from liteframe.config import Config
+from liteframe.errors import InputError
+from liteframe.types import VideoTokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class PixelConfig(Config):
+    """What the encoder of a checkpoint expects to see: the size of a frame and how its values are normalised."""
+
+    height: int = 448
+    """Frame height in pixels; frames are squashed to it."""
+    width: int = 448
+    """Frame width in pixels."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Per-channel (R, G, B) mean of pixel values in [0, 1]; subtracted."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Per-channel standard deviation; divided by."""
+
+
+class VideoEncoder(nn.Module, ABC):
+    """Turns groups of frames into a grid of features in the teacher's feature space.
+
+    Attributes:
+        name: the method's name, as in ``--encoder`` and reports.
+        group_size: frames that become one group of tokens: 1 for a per-frame encoder, 4 for those that compress time.
+        feature_dim: width of the features.
+        patch_size: side of a patch in pixels.
+    """
+
+    name: str
+    group_size: int
+    feature_dim: int
+    patch_size: int
+
+    @abstractmethod
+    def grid(self, height: int, width: int) -> tuple[int, int, int]:
+        """The (t, h, w) grid of one group of frames of `height` x `width` pixels.
+
+        Raises:
+            InputError: the frame size is not a multiple of the patch size and the strides.
+        """
+
+    @abstractmethod
+    def forward(
+        self, pixels: Float[Tensor, "g f 3 H W"], num_frames: int | None = None, seconds: np.ndarray | None = None
+    ) -> VideoTokens:
+        """Encode normalised frames.
+
+        Args:
+            pixels: normalised groups of `group_size` frames, as `group_frames` makes them.
+            num_frames: true frames among the g * f; the others, at the end, are padding. None: all are true.
+            seconds: float64 (num_frames,) presentation times, handed on to the tokens.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        pixels: Float[Tensor, "t 3 H W"],
+        seconds: np.ndarray | None = None,
+        *,
+        batch_frames: int = 32,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> VideoTokens:
+        """Encode a whole clip in batches of groups, so that activations never exceed those of `batch_frames` frames.
+
+        Args:
+            pixels: normalised frames, on any device.
+            seconds: float64 (t,) presentation times.
+            batch_frames: frames that go through the encoder at once (rounded up to a whole group).
+            on_progress: called with (frames done, frames in all) after each batch.
+        """
+        step = max(1, batch_frames // self.group_size) * self.group_size
+        features = []
+        for start in range(0, len(pixels), step):
+            part = pixels[start : start + step].to(self.device)
+            features.append(self(group_frames(part, self.group_size), num_frames=len(part)).features)
+            if on_progress is not None:
+                on_progress(min(start + step, len(pixels)), len(pixels))
+        if not features:
+            raise InputError("no frames to encode; give at least one")
+        return VideoTokens(torch.cat(features), num_frames=len(pixels), group_size=self.group_size, seconds=seconds)
+
+
+def group_frames(pixels: Float[Tensor, "t 3 H W"], group_size: int) -> Float[Tensor, "g f 3 H W"]:
+    """Cut consecutive frames into groups; the last group is filled up by repeating the last frame.
+
+    Raises:
+        InputError: no frames.
+    """
+    if len(pixels) == 0:
+        raise InputError("no frames to encode; give at least one")
+    missing = -len(pixels) % group_size
+    if missing:
+        pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+    return pixels.reshape(-1, group_size, *pixels.shape[1:])
+
+
+def patch_grid(height: int, width: int, patch_size: int, stride: int = 1) -> tuple[int, int]:
+    """Grid cells (h, w) of a frame cut into patches and then reduced by `stride` in both directions.
+
+    Raises:
+        InputError: the size is not a multiple of `patch_size` * `stride`.
+    """
+    cell = patch_size * stride
+    if height <= 0 or width <= 0 or height % cell or width % cell:
+        raise InputError(
+            f"frames of {height} x {width} pixels cannot be cut into cells of {cell} x {cell}; "
+            f"use a height and a width that are multiples of {cell}"
+        )
+    return height // cell, width // cell

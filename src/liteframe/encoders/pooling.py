@@ -1,0 +1,118 @@
+"""Average and weighted average pooling (WAP) over space-time windows, and the teacher with a pool behind it.
+
+WAP keeps high-activation features and a regular grid. The paper's formula for the weights is not public to us; ours: a
+token's weight is its L2 norm ** alpha, normalised in its window, so alpha 0 is the plain average.
+
+Axis letters: ``g`` groups, ``t`` time, ``h``/``w`` grid cells, ``d`` feature width; ``p``/``q``/``r`` inside a window.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from liteframe.encoders.interface import VideoEncoder, patch_grid
+from liteframe.encoders.teacher import TeacherEncoder
+from liteframe.errors import InputError
+from liteframe.types import VideoTokens
+
+Window = tuple[int, int, int]
+
+
+def average_pool(features: Float[Tensor, "g t h w d"], window: Window = (4, 2, 2)) -> Float[Tensor, "g t2 h2 w2 d"]:
+    """The mean of every (t, h, w) window, summed in float32 and returned in the dtype of `features`.
+
+    Raises:
+        InputError: the grid is not a whole number of windows.
+    """
+    return _windows(features, window).float().mean(dim=4).to(features.dtype)
+
+
+def weighted_average_pool(
+    features: Float[Tensor, "g t h w d"], window: Window = (4, 2, 2), alpha: float = 1.0
+) -> Float[Tensor, "g t2 h2 w2 d"]:
+    """The mean of every (t, h, w) window, each token weighted by its L2 norm ** `alpha`.
+
+    Weights are the softmax of alpha * log norm, so that neither a large alpha nor a large norm overflows. Tokens that
+    are all zero weigh nothing beside others; a window of nothing but zeros pools to zero. Computed in float32.
+
+    Raises:
+        InputError: the grid is not a whole number of windows.
+    """
+    tokens = _windows(features, window).float()
+    norms = tokens.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    weights = torch.softmax(alpha * norms.log(), dim=4)
+    return (weights * tokens).sum(dim=4).to(features.dtype)
+
+
+def _windows(features: Float[Tensor, "g t h w d"], window: Window) -> Float[Tensor, "g t2 h2 w2 tokens d"]:
+    if any(size % side for size, side in zip(features.shape[1:4], window, strict=True)):
+        raise InputError(f"a grid of {tuple(features.shape[1:4])} (t, h, w) is not a whole number of {window} windows")
+    p, q, r = window
+    return rearrange(features, "g (t p) (h q) (w r) d -> g t h w (p q r) d", p=p, q=q, r=r)
+
+
+class PooledEncoder(VideoEncoder):
+    """The teacher on every frame, then a pool over each group's window: what the student is trained to imitate.
+
+    Pooling happens in the teacher's feature space, before pixel shuffle: (g, 1, h/2, w/2, d) for the (4, 2, 2) window.
+    The last group is pooled over its *true* frames only (a window of 1 to 4 frames), so padding costs nothing and
+    does not weigh its last frame more.
+
+    Args:
+        teacher: the per-frame encoder; shared, not copied.
+        window: frames, rows and columns that become one token.
+        method: ``"wap"`` (named ``pooled``) or ``"average"``.
+        alpha: exponent of the norm in WAP's weights.
+    """
+
+    def __init__(
+        self,
+        teacher: TeacherEncoder,
+        window: Window = (4, 2, 2),
+        method: str = "wap",
+        alpha: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if window[1] != window[2] or min(window) < 1:
+            raise InputError(f"pooling window {window}: give (frames, cells, cells), square in space")
+        if method not in ("wap", "average"):
+            raise InputError(f"pooling method '{method}': use wap or average")
+        self.teacher = teacher
+        self.window = window
+        self.method = method
+        self.alpha = alpha
+        self.name = "pooled" if method == "wap" else "average"
+        self.group_size = window[0]
+        self.feature_dim = teacher.feature_dim
+        self.patch_size = teacher.patch_size
+
+    def grid(self, height: int, width: int) -> tuple[int, int, int]:
+        """(1, height / (2 patch), width / (2 patch)) for the (4, 2, 2) window; InputError for other multiples."""
+        return 1, *patch_grid(height, width, self.patch_size, stride=self.window[1])
+
+    def forward(
+        self, pixels: Float[Tensor, "g f 3 H W"], num_frames: int | None = None, seconds: np.ndarray | None = None
+    ) -> VideoTokens:
+        """Encode and pool; see `VideoEncoder.forward`. Padding frames are not encoded at all."""
+        self.grid(*pixels.shape[-2:])
+        groups, size = pixels.shape[:2]
+        num_frames = groups * size if num_frames is None else num_frames
+        frames = self.teacher.frame_features(pixels.flatten(0, 1)[:num_frames])
+        whole = num_frames // size * size
+        parts = []
+        if whole:
+            parts.append(self.pool(rearrange(frames[:whole], "(g f) h w d -> g f h w d", f=size)))
+        if whole < num_frames:
+            parts.append(self.pool(frames[whole:][None]))
+        return VideoTokens(torch.cat(parts), num_frames=num_frames, group_size=size, seconds=seconds)
+
+    def pool(self, features: Float[Tensor, "g f h w d"]) -> Float[Tensor, "g 1 h2 w2 d"]:
+        """Pool teacher features of whole groups (or of one shorter group) over all their frames."""
+        window = (features.shape[1], *self.window[1:])
+        if self.method == "average":
+            return average_pool(features, window)
+        return weighted_average_pool(features, window, self.alpha)

@@ -1,0 +1,110 @@
+"""The teacher: InternVL's vision tower, one frame at a time, patch features before pixel shuffle.
+
+Axis letters: ``g`` groups (here frames), ``n`` tokens of a frame with CLS, ``h``/``w`` grid cells, ``d`` feature width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import InternVLVisionModel
+
+from liteframe.encoders.interface import VideoEncoder, patch_grid
+from liteframe.errors import InputError
+from liteframe.types import VideoTokens
+
+
+class TeacherEncoder(VideoEncoder):
+    """A transformers ``InternVLVisionModel`` behind the encoder interface.
+
+    1. patch embedding, CLS in front, learned positions (resampled where the frame is not the trained size)
+    2. transformer blocks, up to `feature_layer`
+    3. drop CLS, lay the patches out as the (h, w) grid
+
+    The same values as ``InternVLModel.get_image_features`` computes before its pixel shuffle, for any h x w.
+    InternViT's checkpoints have no final norm, so features are unnormalised and hold outliers.
+
+    Args:
+        tower: the vision tower; it is used as it is, not copied.
+        feature_layer: the checkpoint's ``vision_feature_layer``: -1 for the output, else an index into
+            [embeddings, block 1, ..., block L].
+        select_strategy: the checkpoint's ``vision_feature_select_strategy``; only ``"default"`` (drop CLS) leaves a
+            grid.
+
+    Raises:
+        InputError: features of several layers, an index that is out of range, or a strategy that keeps CLS.
+    """
+
+    def __init__(
+        self, tower: InternVLVisionModel, feature_layer: int | list[int] = -1, select_strategy: str = "default"
+    ) -> None:
+        super().__init__()
+        config = tower.config
+        if select_strategy != "default":
+            raise InputError(
+                f"vision_feature_select_strategy '{select_strategy}' keeps the CLS token, which has no place in a "
+                "grid; only 'default' is supported"
+            )
+        layers = len(tower.encoder.layer)
+        if not isinstance(feature_layer, int) or not -layers - 1 <= feature_layer <= layers:
+            raise InputError(f"vision_feature_layer {feature_layer}: give one index from {-layers - 1} to {layers}")
+        if config.patch_size[0] != config.patch_size[1]:
+            raise InputError(f"patches of {tuple(config.patch_size)} pixels: only square patches are supported")
+        self.tower = tower
+        self.name = "teacher"
+        self.group_size = 1
+        self.feature_dim = config.hidden_size
+        self.patch_size = config.patch_size[0]
+        height, width = config.image_size
+        self.native_grid = patch_grid(height, width, self.patch_size)
+        self._final = feature_layer == -1
+        self._blocks = feature_layer if feature_layer >= 0 else layers + 1 + feature_layer
+
+    def grid(self, height: int, width: int) -> tuple[int, int, int]:
+        """(1, height / patch, width / patch). Raises InputError for sizes that are not multiples of the patch."""
+        return 1, *patch_grid(height, width, self.patch_size)
+
+    def forward(
+        self, pixels: Float[Tensor, "g 1 3 H W"], num_frames: int | None = None, seconds: np.ndarray | None = None
+    ) -> VideoTokens:
+        """Encode frames one by one; see `VideoEncoder.forward`. Groups hold one frame, so there is no padding."""
+        features = self.frame_features(pixels[:, 0])[:, None]
+        num_frames = len(pixels) if num_frames is None else num_frames
+        return VideoTokens(features, num_frames=num_frames, group_size=1, seconds=seconds)
+
+    def frame_features(self, pixels: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n h w d"]:
+        """Patch features of independent frames, in the tower's dtype."""
+        _, h, w = self.grid(*pixels.shape[-2:])
+        hidden = self._embed(pixels, (h, w))
+        for block in self.tower.encoder.layer[: self._blocks]:
+            hidden = block(hidden)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # a tuple in transformers before 5
+        if self._final:
+            hidden = self.tower.layernorm(hidden)
+        return rearrange(hidden[:, 1:], "n (h w) d -> n h w d", h=h, w=w)
+
+    def _embed(self, pixels: Float[Tensor, "n 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "n tokens d"]:
+        embeddings = self.tower.embeddings
+        patches = embeddings.patch_embeddings.projection(pixels.to(self.tower.dtype))
+        cls = embeddings.cls_token.expand(len(pixels), -1, -1)
+        hidden = torch.cat([cls, rearrange(patches, "n d h w -> n (h w) d")], dim=1)
+        if embeddings.position_embeddings is not None:
+            hidden = hidden + resample_positions(embeddings.position_embeddings, self.native_grid, grid)
+        return embeddings.dropout(hidden)
+
+
+def resample_positions(
+    positions: Float[Tensor, "1 n_native d"], native: tuple[int, int], grid: tuple[int, int]
+) -> Float[Tensor, "1 n_grid d"]:
+    """Learned positions (CLS first, then the `native` h x w grid) resampled bicubically to `grid`.
+
+    As ``InternVLVisionEmbeddings.interpolate_pos_encoding`` does it, which however takes both grids for squares.
+    """
+    if native == grid:
+        return positions
+    square = rearrange(positions[:, 1:], "1 (h w) d -> 1 d h w", h=native[0], w=native[1])
+    square = nn.functional.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], rearrange(square, "1 d h w -> 1 (h w) d")], dim=1)

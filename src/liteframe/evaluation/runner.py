@@ -1,0 +1,123 @@
+"""Ask every question of a benchmark with each encoder and number of frames, and count."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from liteframe.errors import InputError
+from liteframe.evaluation.benchmarks import Item, load_benchmark
+from liteframe.evaluation.scoring import confidence_interval, is_right
+from liteframe.pipeline import VideoLLM
+
+
+def evaluate(
+    benchmark: str,
+    data: str | Path,
+    model: str,
+    encoders: Sequence[str],
+    frames: Sequence[int],
+    limit: int | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Accuracy with 95 % intervals, and seconds per stage, for every encoder and number of frames.
+
+    Args:
+        benchmark: a name in `benchmarks.BENCHMARKS`.
+        data: the benchmark's folder.
+        model: ``mini``, a folder or a hub id.
+        limit: only the first `limit` videos.
+        out: a folder for ``results.json`` and one ``predictions-ENCODER-FRAMES.jsonl`` each.
+        on_progress: called with (videos done, videos in all) over all settings.
+
+    Returns:
+        ``{"benchmark", "model", "results": [{"encoder", "frames", "visual_tokens", "questions", "unparsed", "accuracy",
+        "ci95", "by_group", "seconds_per_video"}]}``.
+
+    Raises:
+        InputError: an unknown benchmark or encoder, an unusable folder.
+        VideoError: a video of the benchmark that cannot be read: it is never skipped silently.
+    """
+    items = load_benchmark(benchmark, data)
+    videos = [list(group) for _, group in groupby(items, key=lambda item: item.video)][:limit]
+    if not encoders or not frames:
+        raise InputError("name at least one encoder and one number of frames")
+    total, done = len(videos) * len(encoders) * len(frames), 0
+    results = []
+    for encoder in encoders:
+        answerer = VideoLLM.from_pretrained(model, encoder=encoder, device=device, dtype=dtype)
+        for count in frames:
+            predictions = []
+            for group in videos:
+                predictions += _ask_all(answerer, group, count)
+                done += 1
+                if on_progress:
+                    on_progress(done, total)
+            results.append(_summary(encoder, count, predictions))
+            if out is not None:
+                lines = "".join(json.dumps(prediction) + "\n" for prediction in predictions)
+                _write(Path(out) / f"predictions-{encoder}-{count}.jsonl", lines)
+    report = {"benchmark": benchmark, "model": model, "results": results}
+    if out is not None:
+        _write(Path(out) / "results.json", json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _ask_all(model: VideoLLM, items: list[Item], frames: int) -> list[dict[str, Any]]:
+    """All questions about one video, which is decoded and encoded once."""
+    watched = model.watch(items[0].video, num_frames=frames)
+    predictions = []
+    for item in items:
+        answer = model.ask(watched, item.prompt)
+        right = is_right(answer.text, item.answer, item.options)
+        predictions.append(
+            {
+                "id": item.identifier,
+                "video": str(item.video),
+                "group": item.group,
+                "text": answer.text,
+                "answer": item.answer,
+                "right": bool(right),
+                "parsed": right is not None,
+                "visual_tokens": answer.num_visual_tokens,
+                "timings": {**answer.timings, **{k: v for k, v in watched.timings.items() if v}},
+            }
+        )
+    return predictions
+
+
+def _share(predictions: list[dict[str, Any]]) -> dict[str, Any]:
+    right, total = sum(p["right"] for p in predictions), len(predictions)
+    return {"questions": total, "accuracy": right / total, "ci95": list(confidence_interval(right, total))}
+
+
+def _summary(encoder: str, frames: int, predictions: list[dict[str, Any]]) -> dict[str, Any]:
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for prediction in predictions:
+        groups[prediction["group"]].append(prediction)
+    stages = {stage: [p["timings"][stage] for p in predictions] for stage in predictions[0]["timings"]}
+    return {
+        "encoder": encoder,
+        "frames": frames,
+        "visual_tokens": statistics.median(p["visual_tokens"] for p in predictions),
+        "unparsed": sum(not p["parsed"] for p in predictions),
+        **_share(predictions),
+        "by_group": {name: _share(group) for name, group in sorted(groups.items())},
+        "seconds_per_video": {stage: statistics.median(times) for stage, times in stages.items()},
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

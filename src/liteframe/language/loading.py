@@ -1,0 +1,347 @@
+"""Checkpoints in and out: the miniature, a local folder, or a hub id; one clear line when one cannot be used.
+
+A checkpoint is what ``InternVLForConditionalGeneration.save_pretrained`` and its tokenizer write, in safetensors, with
+an optional ``liteframe.json`` beside them. No code from a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.resources
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer, InternVLForConditionalGeneration, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from liteframe.config import Config
+from liteframe.encoders.interface import PixelConfig
+from liteframe.errors import CheckpointError, ConfigError
+from liteframe.language.prompt import PromptBuilder, PromptConfig
+from liteframe.runtime import choose_device, choose_dtype
+
+SETTINGS_FILE = "liteframe.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_HUB_TIMEOUT_SECONDS = 10.0
+
+
+class CheckpointSettings(Config):
+    """``liteframe.json``: what transformers' own files do not say."""
+
+    format_version: Literal[1] = 1
+    """Version of this file's layout."""
+    prompt: PromptConfig = PromptConfig()
+    """How the video is written into the prompt."""
+    pixels: PixelConfig | None = None
+    """Frame size and normalisation; None takes them from the checkpoint's own processor files."""
+    encoder: str = "teacher"
+    """The encoder that the language model was trained with."""
+
+
+@dataclass
+class Checkpoint:
+    """A loaded Video LLM and everything needed to talk to it.
+
+    Attributes:
+        model: in eval mode, on its device.
+        tokenizer: with its chat template.
+        prompt, pixels: the form of the prompt and of the frames.
+        name: as the caller named it.
+        encoder: the encoder it was trained with.
+        folder: where it lies; None for a model that was made in memory.
+    """
+
+    model: InternVLForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    prompt: PromptConfig
+    pixels: PixelConfig
+    name: str
+    encoder: str = "teacher"
+    folder: Path | None = None
+
+
+def load_checkpoint(
+    name_or_path: str | os.PathLike[str] = "mini", device: str = "auto", dtype: str = "auto"
+) -> Checkpoint:
+    """Load a Video LLM.
+
+    Args:
+        name_or_path: ``"mini"`` (the packaged miniature), a folder, or a hub id such as ``OpenGVLab/InternVL3-8B-hf``.
+        device, dtype: see `liteframe.runtime.choose_device` and `choose_dtype`.
+
+    Raises:
+        CheckpointError: nothing there, another architecture, a part missing, weights that are damaged or do not match
+            the config. Weights are never made up.
+        InputError: a device or dtype that this machine does not have.
+    """
+    name = str(name_or_path)
+    torch_device = choose_device(device)
+    torch_dtype = choose_dtype(torch_device, dtype)
+    folder = find_checkpoint(name)
+    config = _read_json(name, folder / "config.json", missing="has no config.json; give the folder of a checkpoint")
+    _check_architecture(name, config)
+    settings = _read_settings(name, folder)
+    tokenizer = _load_tokenizer(name, folder)
+    _check_weight_files(name, folder)
+    model = _load_model(name, folder, torch_dtype).eval()
+    try:
+        PromptBuilder(tokenizer, settings.prompt, model.config.image_token_id)
+    except ConfigError as error:
+        raise CheckpointError(name, str(error)) from None
+    return Checkpoint(
+        model=model.to(torch_device),
+        tokenizer=tokenizer,
+        prompt=settings.prompt,
+        pixels=settings.pixels or _read_pixels(name, folder, config),
+        name=name,
+        encoder=settings.encoder,
+        folder=folder,
+    )
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint that `load_checkpoint` reads: all of it or nothing (a folder beside it, then renamed).
+
+    Args:
+        checkpoint: what to write.
+        folder: must not exist yet, or be empty.
+        dtype: stored precision; None keeps the model's. Another one costs a copy of the model in memory.
+
+    Raises:
+        CheckpointError: the folder holds something, or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(folder, "exists and is not empty; choose another folder")
+    settings = CheckpointSettings(prompt=checkpoint.prompt, pixels=checkpoint.pixels, encoder=checkpoint.encoder)
+    model = checkpoint.model if dtype is None else copy.deepcopy(checkpoint.model).to(dtype)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            with _quiet():
+                model.save_pretrained(work)
+            checkpoint.tokenizer.save_pretrained(work)
+            (work / SETTINGS_FILE).write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            work.chmod(0o755)
+            work.replace(folder)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise CheckpointError(folder, f"cannot be written ({error.strerror or error})") from None
+
+
+def find_checkpoint(name: str) -> Path:
+    """The local folder of a checkpoint, after a download where `name` is a hub id that is not here yet.
+
+    Raises:
+        CheckpointError: no such folder, packaged model or hub id, or the hub cannot be reached.
+    """
+    if name == "mini":
+        mini = Path(str(importlib.resources.files("liteframe"))) / "assets" / "mini"
+        if not mini.is_dir():
+            raise CheckpointError(name, "the packaged miniature is missing from this installation; install it again")
+        return mini
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(name, "is a file; give the folder of a checkpoint")
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        return _download(name)
+    if os.sep in name or name.startswith((".", "~")):
+        raise CheckpointError(name, "no such folder")
+    raise CheckpointError(name, "unknown model; give mini, a folder, or a hub id such as OpenGVLab/InternVL3-8B-hf")
+
+
+def _download(name: str) -> Path:
+    """A hub checkpoint's folder in the local cache; an unreachable hub costs seconds, not minutes, and one line."""
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    reachable = True
+    try:
+        # Asked first because snapshot_download has no bound on its own first request.
+        huggingface_hub.HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)
+    except RepositoryNotFoundError as error:
+        if not isinstance(error, GatedRepoError):
+            raise CheckpointError(name, "no such folder, and no such model on the hub") from None
+    except Exception:  # the hub client's network errors differ between its versions
+        reachable = False
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, allow_patterns=_HUB_PATTERNS, etag_timeout=_HUB_TIMEOUT_SECONDS, local_files_only=not reachable
+        )
+    except GatedRepoError:
+        raise CheckpointError(name, "is gated on the hub; accept its terms there and run `hf auth login`") from None
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            name, "no such folder, not in the hub's local cache, and the hub cannot be reached; check the name"
+        ) from None
+    except Exception as error:
+        raise CheckpointError(name, f"could not be downloaded from the hub ({_first_line(error)})") from None
+    return Path(folder)
+
+
+def _read_json(name: str, path: Path, missing: str) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(name, missing) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(name, f"{path.name} cannot be read ({error})") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(name, f"{path.name} is not a JSON object")
+    return values
+
+
+def _check_architecture(name: str, config: dict[str, Any]) -> None:
+    kind = config.get("model_type")
+    if kind == "internvl":
+        return
+    if kind == "internvl_chat":
+        raise CheckpointError(name, "is in InternVL's own format; use the one converted for transformers ('...-hf')")
+    raise CheckpointError(name, f"is of architecture '{kind}'; only InternVL checkpoints ('internvl') can be loaded")
+
+
+def _read_settings(name: str, folder: Path) -> CheckpointSettings:
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        return CheckpointSettings()
+    try:
+        return CheckpointSettings.from_dict(_read_json(name, path, missing=""), source=SETTINGS_FILE)
+    except ConfigError as error:
+        raise CheckpointError(name, str(error)) from None
+
+
+def _load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
+    if not any((folder / file).exists() for file in _TOKENIZER_FILES):
+        raise CheckpointError(name, "has no tokenizer (tokenizer.json); save the tokenizer into the same folder")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        raise CheckpointError(name, f"its tokenizer cannot be loaded ({_first_line(error)})") from None
+
+
+def _check_weight_files(name: str, folder: Path) -> None:
+    """Every safetensors file is there and whole, as far as its header shows, before anything is allocated."""
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = set(_read_json(name, index, missing="").get("weight_map", {}).values())
+        missing = sorted(shard for shard in shards if not (folder / shard).exists())
+        if missing:
+            raise CheckpointError(name, f"{len(missing)} weight file(s) are missing, the first is {missing[0]}")
+    if not files:
+        others = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        hint = "; pickled weights are not loaded, convert them to safetensors" if others else ""
+        raise CheckpointError(name, f"has no weights (*.safetensors){hint}")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(name, f"{file.name} is damaged ({_first_line(error)}); copy it again") from None
+
+
+def _load_model(name: str, folder: Path, dtype: torch.dtype) -> InternVLForConditionalGeneration:
+    try:
+        with _quiet():
+            model, report = InternVLForConditionalGeneration.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers raises many kinds; each means that this folder cannot be loaded
+        raise CheckpointError(name, f"cannot be loaded ({_first_line(error)})") from None
+    for what in ("missing", "unexpected", "mismatched"):
+        keys = sorted(str(key) for key in report[f"{what}_keys"])
+        if keys:
+            raise CheckpointError(
+                name, f"{len(keys)} {what} weight(s), the first is {keys[0]}: the weights do not fit the config"
+            )
+    return model
+
+
+def _read_pixels(name: str, folder: Path, config: dict[str, Any]) -> PixelConfig:
+    """Frame size from the vision config, mean and std from the image processor; disagreement is said, not hidden.
+
+    Image and video processor files of released checkpoints are known to differ; the image one is what was trained.
+    """
+    size = config.get("vision_config", {}).get("image_size", 448)
+    height, width = size if isinstance(size, list) else (size, size)
+    chosen = _parse_pixels(name, "config.json", height=height, width=width)
+    found = False
+    for source, values in _processor_files(name, folder):
+        claimed = values.get("size") or {}
+        stated = _parse_pixels(
+            name,
+            source,
+            height=claimed.get("height", height),
+            width=claimed.get("width", width),
+            mean=values.get("image_mean") or chosen.mean,
+            std=values.get("image_std") or chosen.std,
+        )
+        if not found:
+            chosen, found = stated.model_copy(update={"height": height, "width": width}), True
+        if stated != chosen:
+            warnings.warn(
+                f"{name}: {source} says {stated.height} x {stated.width}, mean {stated.mean}, std {stated.std}; using "
+                f"{chosen.height} x {chosen.width}, mean {chosen.mean}, std {chosen.std} from the vision config and "
+                "the image processor",
+                stacklevel=4,
+            )
+    return chosen
+
+
+def _parse_pixels(name: str, source: str, **values: Any) -> PixelConfig:
+    try:
+        return PixelConfig.from_dict(values, source=source)
+    except ConfigError as error:
+        raise CheckpointError(name, str(error)) from None
+
+
+def _processor_files(name: str, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The processor settings that a checkpoint holds, images before videos."""
+    nested: dict[str, Any] = {}
+    if (folder / "processor_config.json").exists():
+        nested = _read_json(name, folder / "processor_config.json", missing="")
+    for kind, file in (("image", "preprocessor_config.json"), ("video", "video_preprocessor_config.json")):
+        if (folder / file).exists():
+            yield file, _read_json(name, folder / file, missing="")
+        if isinstance(nested.get(f"{kind}_processor"), dict):
+            yield f"processor_config.json ({kind})", nested[f"{kind}_processor"]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' reports and progress bars off the terminal; our own errors say what is wrong."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

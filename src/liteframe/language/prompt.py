@@ -1,0 +1,224 @@
+"""The prompt: one labelled slot per group of frames, then the question, in the checkpoint's own chat template.
+
+A slot is the place of one group's visual tokens. `PromptBuilder` writes the text, turns it into ids, and says at which
+positions the visual tokens belong.
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64
+from pydantic import field_validator
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from liteframe.config import Config
+from liteframe.errors import ConfigError, InputError
+
+FIELDS = ("index", "frame", "seconds", "end_seconds", "open", "close", "tokens")
+
+
+class PromptConfig(Config):
+    """How the video is written into the user's message. The default is transformers' ``InternVLProcessor`` text."""
+
+    slot_format: str = "Frame{index}: {open}{tokens}{close}"
+    """One slot. Fields: {index} its number from 1; {frame} the number of its first frame from 1; {seconds} and
+    {end_seconds} the times of its first and last frame; {open} and {close} the checkpoint's <img> and </img>; {tokens}
+    its visual tokens, exactly once."""
+    separator: str = "\n"
+    """Between slots."""
+    ending: str = "\n"
+    """Between the last slot and the question."""
+    system: str | None = None
+    """A system message; None leaves it to the chat template."""
+
+    @field_validator("slot_format")
+    @classmethod
+    def _known_fields(cls, slot_format: str) -> str:
+        """Refuse fields that no slot has, at load time and not in the middle of a run."""
+        try:
+            names = _fields(slot_format)
+            unknown = [name for name in names if name not in FIELDS]
+            if unknown:
+                raise ConfigError(
+                    f"slot_format {slot_format!r}: unknown field {{{unknown[0]}}}; known fields: {', '.join(FIELDS)}"
+                )
+            slot_format.format(index=1, frame=1, seconds=0.5, end_seconds=0.5, open="", close="", tokens="")
+        except ValueError as error:
+            raise ConfigError(f"slot_format {slot_format!r}: {error}") from None
+        if names.count("tokens") != 1:
+            raise ConfigError(f"slot_format {slot_format!r}: write {{tokens}} exactly once")
+        return slot_format
+
+    @classmethod
+    def named(cls, name: str) -> PromptConfig:
+        """A preset: ``internvl`` (model card), ``internvl-train`` (training code), ``timestamps``, ``bare``.
+
+        Raises:
+            ConfigError: no such preset.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"prompt '{name}': unknown; use one of {', '.join(PRESETS)}")
+        return cls.from_dict(PRESETS[name], source=f"prompt preset '{name}'")
+
+    @property
+    def needs_seconds(self) -> bool:
+        """Whether a label shows time."""
+        return bool({"seconds", "end_seconds"} & set(_fields(self.slot_format)))
+
+
+def _fields(slot_format: str) -> list[str]:
+    """The names in braces, in order. Raises ValueError for braces that do not match."""
+    return [name for _, name, _, _ in string.Formatter().parse(slot_format) if name is not None]
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "internvl": {},
+    "internvl-train": {"slot_format": "Frame-{index}: {open}{tokens}{close}"},
+    "timestamps": {"slot_format": "Frame{index} at {seconds:.1f}s: {open}{tokens}{close}"},
+    "bare": {"slot_format": "{tokens}", "separator": ""},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Which frames the slots of one video stand for.
+
+    Attributes:
+        num_frames: true frames.
+        group_size: frames per slot; the last slot may hold fewer.
+        seconds: float64 (num_frames,) presentation times, or None where unknown.
+    """
+
+    num_frames: int
+    group_size: int = 1
+    seconds: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return (self.num_frames + self.group_size - 1) // self.group_size
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A prompt in all its forms.
+
+    Attributes:
+        text: what the tokenizer saw, visual placeholders included.
+        ids: int64 (p,) token ids.
+        visual: bool (p,), True where a visual token belongs.
+    """
+
+    text: str
+    ids: Tensor
+    visual: Tensor
+
+
+class PromptBuilder:
+    """Writes prompts with one checkpoint's tokenizer and chat template.
+
+    Args:
+        tokenizer: the checkpoint's; must have a chat template.
+        config: the form of the slots.
+        image_token_id: the id of the visual placeholder, from the checkpoint's config (ids differ between checkpoints).
+
+    Raises:
+        ConfigError: the tokenizer has no chat template, or lacks a marker that the slot format uses.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptConfig, image_token_id: int) -> None:
+        if not tokenizer.chat_template:
+            raise ConfigError("the tokenizer has no chat template (chat_template.jinja); a checkpoint for chat has one")
+        if not 0 <= image_token_id < len(tokenizer):
+            raise ConfigError(f"image_token_id {image_token_id} of the config is not in the tokenizer's vocabulary")
+        self.tokenizer = tokenizer
+        self.config = config
+        self.image_token_id = image_token_id
+        self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
+        self._open = str(getattr(tokenizer, "start_image_token", None) or "<img>")
+        self._close = str(getattr(tokenizer, "end_image_token", None) or "</img>")
+        vocabulary = tokenizer.get_vocab()
+        for field, marker in (("{open}", self._open), ("{close}", self._close)):
+            if field in config.slot_format and marker not in vocabulary:
+                raise ConfigError(f"slot_format uses {field}, but the tokenizer has no token {marker}")
+        added = tokenizer.added_tokens_decoder.values()
+        self._special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
+
+    def visual_text(self, slots: Slots, tokens_per_slot: int) -> str:
+        """All slots with their placeholders, without what follows them. Unknown times are written as 0."""
+        size, times = slots.group_size, slots.seconds
+        if times is None:
+            times = np.zeros(slots.num_frames)
+        written = []
+        for index in range(len(slots)):
+            first, last = index * size, min((index + 1) * size, slots.num_frames) - 1
+            written.append(
+                self.config.slot_format.format(
+                    index=index + 1,
+                    frame=first + 1,
+                    seconds=float(times[first]),
+                    end_seconds=float(times[last]),
+                    open=self._open,
+                    close=self._close,
+                    tokens=self.image_token * tokens_per_slot,
+                )
+            )
+        return self.config.separator.join(written)
+
+    def text(self, question: str, slots: Slots, tokens_per_slot: int) -> str:
+        """The whole prompt as text, up to where the answer begins.
+
+        Raises:
+            InputError: an empty question, or one that contains a token with a meaning of its own.
+            ConfigError: the chat template does not write the message out.
+        """
+        self._check_words(question, "the question")
+        system = self.config.system
+        if system is not None:
+            self._check_words(system, "the system message")
+        visual = self.visual_text(slots, tokens_per_slot)
+        content = visual + self.config.ending + question if len(slots) else question
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages.append({"role": "user", "content": content})
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if visual not in text or question.strip() not in text:
+            raise ConfigError("the chat template does not write out a message that is plain text; use another template")
+        return str(text)
+
+    def build(self, question: str, slots: Slots, tokens_per_slot: int) -> Prompt:
+        """The prompt for one question about one video; see `text` for the errors it raises."""
+        text = self.text(question, slots, tokens_per_slot)
+        ids = self.encode(text)
+        visual = self.mask(ids)
+        expected = len(slots) * tokens_per_slot
+        if int(visual.sum()) != expected:
+            raise ConfigError(
+                f"the prompt holds {int(visual.sum())} visual positions, not {expected}: check slot_format"
+            )
+        return Prompt(text=text, ids=ids, visual=visual)
+
+    def encode(self, text: str) -> Int64[Tensor, " p"]:
+        """The ids of `text`, nothing added."""
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return torch.tensor(ids, dtype=torch.long)
+
+    def mask(self, ids: Int64[Tensor, " p"]) -> Bool[Tensor, " p"]:
+        """Where visual tokens belong."""
+        return ids == self.image_token_id
+
+    def count(self, question: str, slots: Slots, tokens_per_slot: int) -> int:
+        """The length of the prompt in tokens, without writing every placeholder: exact, since they never merge."""
+        short = len(self.build(question, slots, 1).ids)
+        return short + len(slots) * (tokens_per_slot - 1)
+
+    def _check_words(self, words: str, what: str) -> None:
+        """Refuse words that are empty or would be read as markers: a question must not open slots or end a turn."""
+        if not words.strip():
+            raise InputError(f"{what} is empty; write what you want to know")
+        for token in sorted(self._special):
+            if token and token in words:
+                raise InputError(f"{what} contains {token}, which this model reads as a marker; leave it out")

@@ -1,0 +1,241 @@
+"""The miniature, before it has learned anything: InternVL's own classes with a small config, and a small tokenizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pydantic
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    GenerationConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from liteframe.config import Config
+from liteframe.data.needles import NeedleConfig, plan_needles
+from liteframe.data.questions import TASKS, make_question, multiple_choice_prompt
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}"
+    "{% elif content['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+# Qwen2's rule: words with their leading space, digits one by one, runs of punctuation, runs of space.
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+class MiniatureConfig(Config):
+    """The shape of the miniature. Heads are 64 wide, as in the models it stands for."""
+
+    image_size: int = 112
+    """Side of the squashed frame, pixels."""
+    vision_width: int = 192
+    """Hidden size of the vision tower."""
+    vision_layers: int = 8
+    """Blocks of the vision tower."""
+    vision_mlp: int = 384
+    """Width of its MLP."""
+    text_width: int = 384
+    """Hidden size of the language model."""
+    text_layers: int = pydantic.Field(5, ge=1)
+    """Blocks of the language model while it learns to read."""
+    grown_text_layers: int = pydantic.Field(10, ge=1)
+    """Blocks after growth: copies that start as identity are put between (LLaMA-Pro, arXiv 2401.02415)."""
+    text_mlp: int = 1024
+    """Width of the language model's gated MLP."""
+    key_value_heads: int = 2
+    """Heads of keys and values; queries have text_width / 64."""
+    vocabulary: int = 768
+    """Tokens of the byte-level tokenizer, special ones included."""
+    max_positions: int = 16384
+    """Longest sequence the language model accepts."""
+
+
+def _corpus() -> Iterator[str]:
+    """Questions and answers of the training stream, for the tokenizer to count words in."""
+    config = NeedleConfig(needles=(2, 6))
+    for index in range(3000):
+        rng = np.random.default_rng([0x70, index])
+        needles = plan_needles(rng, config, training=True)
+        question = make_question(needles, TASKS[index % 3], rng, multiple_choice=index % 2 == 0)
+        if question is None:
+            continue
+        options = question.options
+        yield multiple_choice_prompt(question.question, options) if options else question.question
+        yield question.answer
+        yield ", ".join(needle.what for needle in needles)
+
+
+def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, trained on the questions, that can write any text; with InternVL's special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(_SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+    )
+
+
+def build_model(
+    config: MiniatureConfig, tokenizer: PreTrainedTokenizerFast, text_layers: int
+) -> InternVLForConditionalGeneration:
+    """An untrained `InternVLForConditionalGeneration` of the miniature's shape, in float32."""
+    vision = InternVLVisionConfig(
+        hidden_size=config.vision_width,
+        num_hidden_layers=config.vision_layers,
+        num_attention_heads=config.vision_width // 64,
+        intermediate_size=config.vision_mlp,
+        image_size=config.image_size,
+        patch_size=14,
+        attention_bias=True,
+        # InternViT's 0.1 suits 24 layers and a long training; a short one learns faster from 1.
+        layer_scale_init_value=1.0,
+        # For a width of 192; transformers' default of 0.02 suits 1024 and lets narrow attention start almost blind.
+        initializer_range=0.05,
+    )
+    text = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.text_width,
+        num_hidden_layers=text_layers,
+        intermediate_size=config.text_mlp,
+        num_attention_heads=config.text_width // 64,
+        num_key_value_heads=config.key_value_heads,
+        max_position_embeddings=config.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = InternVLForConditionalGeneration(
+        InternVLConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+            image_seq_length=(config.image_size // 28) ** 2,
+            tie_word_embeddings=True,
+        )
+    )
+    start_tower(model.model.vision_tower)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=32
+    )
+    return model
+
+
+def start_tower(tower: nn.Module, patch_size: int = 14) -> None:
+    """Start a vision tower so that a short training is enough; in place.
+
+    * patch embedding: each colour's lowest spatial frequencies (a 2-D cosine transform) instead of noise;
+    * positions: 2-D sines and cosines, as in MAE (arXiv 2111.06377);
+    * attention: queries and keys that match themselves, values that are passed on with a minus sign ("mimetic
+      initialization", arXiv 2305.09828). With such positions each patch starts by looking at its neighbours.
+    """
+    config = tower.config
+    width, heads = config.hidden_size, config.num_attention_heads
+    with torch.no_grad():
+        _start_patches(tower.embeddings.patch_embeddings.projection, patch_size)
+        _start_positions(tower.embeddings.position_embeddings, config.image_size[0] // patch_size)
+        for block in tower.encoder.layer:
+            attention = block.attention
+            for head in range(heads):
+                rows = slice(head * width // heads, (head + 1) * width // heads)
+                query, key = _factors(0.7, 0.7, width, width // heads)
+                attention.q_proj.weight[rows], attention.k_proj.weight[rows] = query, key
+            value, projection = _factors(0.4, -0.4, width, width)
+            attention.v_proj.weight.copy_(value)
+            attention.projection_layer.weight.copy_(projection.mT)
+
+
+def _factors(noise: float, identity: float, width: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rank, width) factors A and B of the best A^T B for `noise` * Z + `identity` * I, Z normal of variance 1/width."""
+    target = noise * torch.randn(width, width) / width**0.5 + identity * torch.eye(width)
+    u, s, vh = torch.linalg.svd(target)
+    root = s[:rank].sqrt()
+    return (u[:, :rank] * root).mT, vh[:rank] * root[:, None]
+
+
+def _start_patches(projection: nn.Conv2d, patch_size: int) -> None:
+    width = projection.weight.shape[0]
+    side = math.isqrt(width // 3)
+    at = (torch.arange(patch_size) + 0.5) / patch_size
+    waves = torch.cos(math.pi * torch.arange(side)[:, None] * at)
+    planes = torch.einsum("uy,vx->uvyx", waves, waves).flatten(0, 1)
+    frequency = torch.arange(side)[:, None] + torch.arange(side)
+    # Natural and drawn pictures hold less in higher frequencies: lift those, so that every filter has something to say.
+    planes = planes * ((1 + frequency.flatten()).sqrt() * 1.5 / patch_size**2)[:, None, None]
+    projection.weight.normal_(std=0.01)
+    for channel in range(3):
+        projection.weight[channel * side * side : (channel + 1) * side * side, channel] = planes
+    projection.bias.zero_()
+
+
+def _start_positions(embeddings: torch.Tensor, side: int) -> None:
+    quarter = embeddings.shape[-1] // 4
+    frequencies = 1 / 100 ** (torch.arange(quarter) / quarter)
+    angles = torch.arange(side)[:, None] * frequencies
+    along = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows = along[:, None].expand(side, side, -1)
+    columns = along[None].expand(side, side, -1)
+    embeddings[0, 1:] = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+def grow_language_model(
+    small: InternVLForConditionalGeneration, config: MiniatureConfig, tokenizer: PreTrainedTokenizerFast
+) -> InternVLForConditionalGeneration:
+    """The same function with `grown_text_layers` blocks.
+
+    Behind each old block goes a copy whose two output projections are zero, so that it adds nothing until it is trained
+    (block expansion as in LLaMA-Pro, arXiv 2401.02415). With fewer copies than blocks, the first blocks get them.
+    """
+    large = build_model(config, tokenizer, config.grown_text_layers)
+    old_count = small.config.text_config.num_hidden_layers
+    added = config.grown_text_layers - old_count
+    if not 0 <= added <= old_count:
+        raise ValueError(f"grown_text_layers {config.grown_text_layers} is not between {old_count} and {2 * old_count}")
+    sources = [(i, copy) for i in range(old_count) for copy in ([False, True] if i < added else [False])]
+    language = {k: v for k, v in small.state_dict().items() if ".language_model.layers." not in k}
+    large.load_state_dict(language, strict=False)
+    with torch.no_grad():
+        for (source, is_copy), layer in zip(sources, large.model.language_model.layers, strict=True):
+            layer.load_state_dict(small.model.language_model.layers[source].state_dict())
+            if is_copy:
+                layer.self_attn.o_proj.weight.zero_()
+                layer.mlp.down_proj.weight.zero_()
+    return large

@@ -1,0 +1,151 @@
+"""The miniature from nothing: vision, then language on few tokens, then the grown language model on all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
+
+from liteframe.config import Config
+from liteframe.encoders.interface import PixelConfig
+from liteframe.language.loading import Checkpoint, save_checkpoint
+from liteframe.language.prompt import PromptBuilder, PromptConfig
+from liteframe.runtime import seed_everything
+from liteframe.training.checkpoint import load_weights
+from liteframe.training.loop import LoopConfig, Task, train
+from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer, grow_language_model
+from liteframe.training.pretrain_language import LanguageStageConfig, LanguageTask, build_bank
+from liteframe.training.pretrain_vision import Tutor, TutorTask, VisionStageConfig, VisionTask
+
+_RECORD = "training.json"
+
+
+class PretrainRecipe(Config):
+    """Everything that decides the miniature's weights."""
+
+    output: str
+    """Folder of the run: checkpoints, logs, and at the end the model."""
+    seed: int = 0
+    """Of the initial weights; the stages have their own."""
+    model: MiniatureConfig = MiniatureConfig()
+    """Its shape."""
+    bank_clips: int = 800
+    """Clips of 48 frames whose features are kept for the language stages."""
+    tutor: VisionStageConfig
+    """Stage 0: a convolutional network that the tower imitates; it is not part of the model."""
+    vision: VisionStageConfig
+    """Stage 1."""
+    language: LanguageStageConfig
+    """Stage 2: few tokens a frame, the language model still small."""
+    language_full: LanguageStageConfig
+    """Stage 3: all tokens, the language model grown."""
+
+
+def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Run a recipe, or go on where its `output` folder left off, or report what a finished one holds.
+
+    Returns:
+        the training record, as written to ``OUTPUT/training.json``.
+
+    Raises:
+        ConfigError: a recipe that cannot be used.
+        TrainingError: the loss stopped being a number.
+    """
+    recipe = PretrainRecipe.from_toml(recipe_path, overrides)
+    output = Path(recipe.output)
+    if (output / _RECORD).exists():
+        print(f"{output}: is finished; give --set output=... for another run", file=sys.stderr)
+        return json.loads((output / _RECORD).read_text(encoding="utf-8"))
+    seed_everything(recipe.seed)
+    pixels = PixelConfig(height=recipe.model.image_size, width=recipe.model.image_size)
+    tokenizer = build_tokenizer(recipe.model.vocabulary)
+    small = build_model(recipe.model, tokenizer, recipe.model.text_layers)
+    prompts = PromptBuilder(tokenizer, PromptConfig.named("bare"), small.config.image_token_id)
+    stages = {}
+
+    tower = small.model.vision_tower
+    tutor = Tutor((pixels.height // 14, pixels.width // 14), recipe.model.vision_width)
+    stages["tutor"] = _stage(TutorTask(tutor, recipe.tutor, pixels), recipe.tutor, output / "tutor", "0 tutor")
+    vision = VisionTask(tower, tutor, recipe.vision, pixels)
+    stages["vision"] = _stage(vision, recipe.vision, output / "vision", "1 vision")
+    tower.requires_grad_(False).eval()
+    bank = build_bank(tower, recipe.bank_clips, recipe.seed, pixels, output / "bank.safetensors")
+
+    task = LanguageTask(small, prompts, bank, recipe.language)
+    stages["language"] = _stage(task, recipe.language, output / "language", "2 language")
+    model = grow_language_model(small, recipe.model, tokenizer)
+    full = LanguageTask(model, prompts, bank, recipe.language_full)
+    stages["language_full"] = _stage(full, recipe.language_full, output / "language-full", "3 language, all tokens")
+
+    record = {
+        "command": shlex.join(["liteframe", "pretrain", "--recipe", str(recipe_path)]),
+        "recipe": recipe.model_dump(mode="json"),
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__},
+        "minutes": round(sum(stage["minutes"] for stage in stages.values()), 1),
+        "stages": stages,
+    }
+    _export(model, tokenizer, prompts.config, pixels, output, record)
+    return record
+
+
+def _stage(task: Task, config: LoopConfig, output: Path, label: str) -> dict[str, Any]:
+    """Train one stage unless its last checkpoint is there; return its minutes and its thinned-out curve."""
+    last = output / f"step-{config.steps:08d}"
+    if not (last / "state.json").is_file():
+        last = train(task, config, output, label)
+    load_weights(last, task.module)
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    every = max(1, len(lines) // 40)
+    return {
+        "steps": config.steps,
+        "minutes": round(sum(line["seconds"] for line in lines) / 60, 1),
+        "curve": [_mean(lines[i : i + every]) for i in range(0, len(lines), every)],
+    }
+
+
+def _mean(lines: list[dict[str, float]]) -> dict[str, float]:
+    """The last step's number and the mean of every figure over `lines`."""
+    figures = [name for name in lines[0] if name not in ("step", "seconds")]
+    means = {name: round(sum(line[name] for line in lines) / len(lines), 4) for name in figures}
+    return {"step": lines[-1]["step"], **means}
+
+
+def _export(
+    model: InternVLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: PromptConfig,
+    pixels: PixelConfig,
+    output: Path,
+    record: dict[str, Any],
+) -> None:
+    """Put the finished model into `output` as float16; the record comes last and marks it finished."""
+    checkpoint = Checkpoint(model=model.eval(), tokenizer=tokenizer, prompt=prompt, pixels=pixels, name=output.name)
+    folder = output / "export"
+    save_checkpoint(checkpoint, folder, dtype=torch.float16)
+    for path in sorted(folder.iterdir()):
+        os.replace(path, output / path.name)
+    folder.rmdir()
+    part = output / f".{_RECORD}.part"
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, output / _RECORD)
+
+
+def _processor() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+

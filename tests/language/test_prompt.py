@@ -1,0 +1,141 @@
+"""The prompt's text, its ids, and the words that must not reach it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import InternVLProcessor
+
+from liteframe.errors import ConfigError, InputError
+from liteframe.language.prompt import PRESETS, PromptBuilder, PromptConfig, Slots
+from tiny_internvl import make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+def builder(tokenizer, config: PromptConfig | str = "internvl") -> PromptBuilder:
+    config = PromptConfig.named(config) if isinstance(config, str) else config
+    return PromptBuilder(tokenizer, config, tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 11])
+def test_default_equals_the_hf_processor(tokenizer, frames):
+    """The processor's own method writes the video; it cannot be built whole without torchvision."""
+    if not hasattr(InternVLProcessor, "replace_video_token"):
+        pytest.skip("this transformers writes the video text inside __call__, which needs torchvision")
+    processor = SimpleNamespace(
+        start_image_token="<img>", end_image_token="</img>", image_token="<IMG_CONTEXT>", image_seq_length=4
+    )
+    videos = {"pixel_values_videos": [torch.zeros(frames, 3, 56, 56)]}
+    video = InternVLProcessor.replace_video_token(processor, videos, 0)
+    content = [{"type": "video"}, {"type": "text", "text": "What is it?"}]
+    chat = [{"role": "user", "content": content}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert builder(tokenizer).text("What is it?", Slots(frames), 4) == text.replace("<video>", video)
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("internvl", "Frame1: <img><IMG_CONTEXT></img>\nFrame2: <img><IMG_CONTEXT></img>"),
+        ("internvl-train", "Frame-1: <img><IMG_CONTEXT></img>\nFrame-2: <img><IMG_CONTEXT></img>"),
+        ("timestamps", "Frame1 at 0.5s: <img><IMG_CONTEXT></img>\nFrame2 at 4.5s: <img><IMG_CONTEXT></img>"),
+        ("bare", "<IMG_CONTEXT><IMG_CONTEXT>"),
+    ],
+)
+def test_presets(tokenizer, preset, expected):
+    slots = Slots(6, 4, np.arange(6) + 0.5)
+    assert builder(tokenizer, preset).visual_text(slots, 1) == expected
+
+
+def test_every_field(tokenizer):
+    config = PromptConfig(slot_format="[{index}|{frame}|{seconds:.0f}-{end_seconds:.0f}|{tokens}]", separator=" ")
+    assert config.needs_seconds
+    assert not PromptConfig().needs_seconds
+    text = builder(tokenizer, config).visual_text(Slots(6, 4, np.arange(6.0) * 10), 1)
+    assert text == "[1|1|0-30|<IMG_CONTEXT>] [2|5|40-50|<IMG_CONTEXT>]"
+
+
+@pytest.mark.parametrize(
+    ("slot_format", "message"),
+    [
+        ("Frame{number}: {tokens}", "unknown field {number}; known fields: index, frame"),
+        ("{}{tokens}", "unknown field {}"),
+        ("Frame{index}", "{tokens} exactly once"),
+        ("{tokens}{tokens}", "{tokens} exactly once"),
+        ("{tokens", "slot_format"),
+        ("{seconds:q}{tokens}", "slot_format"),
+    ],
+)
+def test_impossible_formats_are_refused(slot_format, message):
+    with pytest.raises(ConfigError) as error:
+        PromptConfig(slot_format=slot_format)
+    assert message in str(error.value)
+    with pytest.raises(ConfigError):
+        PromptConfig.from_dict({"slot_format": slot_format})
+
+
+def test_unknown_preset_lists_the_known():
+    with pytest.raises(ConfigError, match="internvl, internvl-train, timestamps, bare"):
+        PromptConfig.named("chatty")
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+@pytest.mark.parametrize("frames", [0, 1, 9, 30])
+def test_ids_mask_and_count_agree(tokenizer, preset, frames):
+    prompts = builder(tokenizer, preset)
+    slots = Slots(frames, 4, np.linspace(0, 4000, frames))
+    prompt = prompts.build("Où est-ce? 在哪里?", slots, 7)
+    assert tokenizer.decode(prompt.ids) == prompt.text
+    assert int(prompt.visual.sum()) == len(slots) * 7
+    assert prompts.count("Où est-ce? 在哪里?", slots, 7) == len(prompt.ids)
+
+
+def test_nothing_is_added_by_the_tokenizer(tokenizer):
+    prompt = builder(tokenizer).build("Why?", Slots(1), 1)
+    assert prompt.text.startswith("<|im_start|>user\nFrame1: ")
+    assert prompt.ids[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert prompt.text.endswith("</img>\nWhy?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_system_message(tokenizer):
+    text = builder(tokenizer, PromptConfig(system="Be brief.")).text("Why?", Slots(1), 1)
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+
+
+@pytest.mark.parametrize("question", ["", "  \n\t"])
+def test_empty_questions_are_refused(tokenizer, question):
+    with pytest.raises(InputError, match="empty"):
+        builder(tokenizer).build(question, Slots(1), 1)
+
+
+@pytest.mark.parametrize("token", ["<IMG_CONTEXT>", "<img>", "<|im_end|>", "<|im_start|>", "<video>"])
+def test_markers_in_words_are_refused(tokenizer, token):
+    with pytest.raises(InputError, match="reads as a marker") as error:
+        builder(tokenizer).build(f"What is {token} here?", Slots(1), 1)
+    assert token in str(error.value)
+    with pytest.raises(InputError, match="system message"):
+        builder(tokenizer, PromptConfig(system=f"x{token}")).build("Why?", Slots(1), 1)
+
+
+def test_html_is_not_a_marker(tokenizer):
+    assert "<b>bold</b> <image>" in builder(tokenizer).text("<b>bold</b> <image>", Slots(1), 1)
+
+
+def test_unusable_tokenizers_are_refused():
+    bare = make_tokenizer()
+    bare.chat_template = None
+    with pytest.raises(ConfigError, match="no chat template"):
+        builder(bare)
+    silent = make_tokenizer()
+    silent.chat_template = "{% for message in messages %}{{ message['role'] }}{% endfor %}"
+    with pytest.raises(ConfigError, match="does not write out"):
+        builder(silent).build("Why?", Slots(1), 1)
+    with pytest.raises(ConfigError, match="not in the tokenizer's vocabulary"):
+        PromptBuilder(make_tokenizer(), PromptConfig(), 10**6)

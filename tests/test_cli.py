@@ -1,0 +1,449 @@
+"""The command line: what reaches the library, what is printed where, and every exit status."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from liteframe import cli
+from liteframe.errors import InputError, VideoError
+from liteframe.types import Answer, Fault, VideoInfo
+
+COMMANDS = ("ask", "probe", "needles", "pretrain", "evaluate", "quickstart")
+INFO = VideoInfo("clip.mp4", 128, 96, 2.0, 10.0, 20, 0, "h264", "yuv420p", "mov,mp4")
+ANSWER = Answer(
+    "red [bold]", 8, 64, dict.fromkeys(("decode", "preprocess", "encode", "prefill", "generate"), 0.5),
+    model="mini", encoder="teacher", video="clip.mp4", seconds=[0.0, 1.0],
+)  # fmt: skip
+
+
+@pytest.fixture
+def liteframe(monkeypatch, capsys):
+    """Runs ``liteframe ARGUMENTS`` in this process; gives its status, standard output and standard error."""
+
+    def run(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["liteframe", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        out, err = capsys.readouterr()
+        return SimpleNamespace(status=exited.value.code or 0, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Puts a module of plain names in the place of one of ours, so that only the command line is tested."""
+    return lambda name, **names: monkeypatch.setitem(sys.modules, f"liteframe.{name}", SimpleNamespace(**names))
+
+
+class Llm:
+    """Stands for a VideoLLM and writes down how it was used."""
+
+    calls: list
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        cls.calls = [("from_pretrained", args, kwargs)]
+        return cls()
+
+    def watch(self, *args, **kwargs):
+        self.calls.append(("watch", args, kwargs))
+        return "watched"
+
+    def ask(self, *args, on_text, on_progress, **kwargs):
+        self.calls.append(("ask", args, kwargs))
+        on_progress(1, 2)
+        on_text("red ")
+        on_text("[bold]")
+        return ANSWER
+
+
+@pytest.fixture
+def llm(stub):
+    stub("video.probe", probe=lambda path: INFO)
+    stub("pipeline", VideoLLM=Llm)
+    return Llm
+
+
+def raising(error: BaseException):
+    def raises(*args, **kwargs):
+        raise error
+
+    return raises
+
+
+def one_line(text: str) -> str:
+    assert text.startswith("liteframe: ")
+    assert text.count("\n") == 1
+    return text
+
+
+# --- usage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("frobnicate",),
+        ("ask",),
+        ("ask", "clip.mp4"),
+        ("ask", "clip.mp4", "What?", "And?"),
+        ("ask", "clip.mp4", "What?", "--frames", "many"),
+        ("ask", "clip.mp4", "What?", "--colour"),
+        ("probe",),
+        ("needles", "--out", "x", "--videos", "0"),
+        ("needles", "--out", "x", "--videos", "1", "--tasks", ","),
+        ("pretrain",),
+        ("evaluate", "needles"),
+        ("evaluate", "needles", "--data", "x", "--frames", "8,x"),
+        ("evaluate", "needles", "--data", "x", "--encoder", ""),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_status_2(liteframe, arguments):
+    ran = liteframe(*arguments)
+    assert ran.status == 2
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples(liteframe, command):
+    ran = liteframe(command, "--help")
+    assert ran.status == 0
+    assert f"$ liteframe {command} " in ran.out or f"$ liteframe {command}\n" in ran.out.replace(" ", "")
+    assert "--json" in ran.out
+
+
+def test_help_lists_every_command(liteframe):
+    ran = liteframe("--help")
+    assert ran.status == 0
+    assert all(command in ran.out for command in COMMANDS)
+
+
+def test_version(liteframe):
+    from liteframe import __version__
+
+    assert liteframe("--version").out == f"liteframe {__version__}\n"
+
+
+# --- ask --------------------------------------------------------------------------------------------------------------
+
+
+def test_ask_hands_over_its_arguments(liteframe, llm):
+    arguments = ("--frames", 8, "--start", 1, "--end", "2.5", "--encoder", "pooled", "--model", "m", "--device", "cpu")
+    assert liteframe("ask", "clip.mp4", "What?", *arguments, "--max-new-tokens", 4, "--seed", 3).status == 0
+    loaded, asked = llm.calls
+    assert loaded == ("from_pretrained", ("m",), {"encoder": "pooled", "device": "cpu", "dtype": "auto"})
+    assert asked[:2] == ("ask", ("clip.mp4", "What?"))
+    sampling = {"num_frames": 8, "fps": None, "max_frames": None, "start": 1.0, "end": 2.5}
+    assert asked[2] == {**sampling, "max_new_tokens": 4, "temperature": 0.0, "top_p": 1.0, "seed": 3}
+
+
+def test_ask_prints_the_answer_as_it_is_and_the_times(liteframe, llm):
+    ran = liteframe("ask", "clip.mp4", "What [red]?")
+    assert ran.out.startswith("What [red]?\nred [bold]\n")
+    assert ran.err == ""
+    header, times = (line.split() for line in ran.out.splitlines()[2:])
+    assert header == ["decode", "preprocess", "encode", "prefill", "generate", "all", "frames", "visual", "tokens"]
+    assert times == [*("0.50", "s") * 5, "2.50", "s", "8", "64"]
+
+
+def test_ask_json_is_one_line_and_text_goes_aside(liteframe, llm):
+    ran = liteframe("ask", "clip.mp4", "What?", "--json")
+    assert ran.out.count("\n") == 1
+    assert json.loads(ran.out) == ANSWER.as_dict()
+    assert "red [bold]" in ran.err
+
+
+def test_more_questions_watch_once(liteframe, llm):
+    ran = liteframe("ask", "clip.mp4", "What?", "--also", "Where?", "--also", "When?", "--fps", 2, "--json")
+    assert [call[0] for call in llm.calls] == ["from_pretrained", "watch", "ask", "ask", "ask"]
+    assert llm.calls[1][2]["fps"] == 2.0
+    assert [call[1] for call in llm.calls[2:]] == [("watched", "What?"), ("watched", "Where?"), ("watched", "When?")]
+    assert "fps" not in llm.calls[2][2]
+    result = json.loads(ran.out)
+    assert result["text"] == ANSWER.text
+    assert result["answers"] == [ANSWER.as_dict()] * 3
+
+
+# --- probe ------------------------------------------------------------------------------------------------------------
+
+
+def test_probe_tells_what_a_file_is(liteframe, stub):
+    faulty = replace(INFO, duration_seconds=None, rotation_degrees=90, faults=(Fault("truncated", "the end is lost"),))
+    stub("video.probe", probe=lambda path: faulty)
+    ran = liteframe("probe", "clip.mp4")
+    assert ran.status == 0
+    for words in ("128 x 96, h264", "only decoding could tell", "90 degrees clockwise", "truncated: the end is lost"):
+        assert words in ran.out
+    result = json.loads(liteframe("probe", "clip.mp4", "--json").out)
+    assert result["faults"] == [{"kind": "truncated", "text": "the end is lost"}]
+    assert (result["width"], result["num_frames"]) == (128, 20)
+
+
+def test_probe_goes_on_behind_a_bad_file_and_fails_at_the_end(liteframe, stub):
+    def probe(path):
+        if path == "bad.mp4":
+            raise VideoError(path, "empty", "the file is empty")
+        return INFO
+
+    stub("video.probe", probe=probe)
+    ran = liteframe("probe", "bad.mp4", "clip.mp4", "--json")
+    bad, good = json.loads(ran.out)["files"]
+    assert bad == {"path": "bad.mp4", "error": "bad.mp4: the file is empty", "reason": "empty"}
+    assert good["codec"] == "h264"
+    assert "liteframe: bad.mp4: the file is empty\n" in ran.err
+    assert ran.status == 1
+    alone = liteframe("probe", "bad.mp4", "--json")
+    assert (alone.status, json.loads(alone.out)) == (1, bad)
+
+
+# --- the others -------------------------------------------------------------------------------------------------------
+
+
+def test_needles_hands_over_its_settings(liteframe, stub):
+    asked = []
+
+    def write_benchmark(out, videos, seed, config, on_progress):
+        on_progress(1, videos)
+        asked.append((str(out), videos, seed, config))
+        return {"videos": videos, "questions": 6}
+
+    stub(
+        "data.needles",
+        NeedleConfig=SimpleNamespace(from_dict=lambda values, source: values),
+        write_benchmark=write_benchmark,
+    )
+    options = ("--needle-frames", 2, 5, "--needle-size", 0.2, 0.3, "--multiple-choice", "--tasks", "counting, ordering")
+    ran = liteframe("needles", "--out", "x", "--videos", 2, "--seed", 4, "--frames", 64, *options, "--json")
+    assert ran.status == 0
+    out, videos, seed, config = asked[0]
+    assert (out, videos, seed) == ("x", 2, 4)
+    assert (config["frames"], config["needle_frames"], config["needle_size"]) == (64, (2, 5), (0.2, 0.3))
+    assert (config["multiple_choice"], config["tasks"]) == (True, ("counting", "ordering"))
+    assert json.loads(ran.out) == {"videos": 2, "questions": 6}
+
+
+def test_the_defaults_of_needles_are_those_of_its_settings():
+    import inspect
+
+    from liteframe.data.needles import NeedleConfig
+
+    parameters = inspect.signature(cli.needles).parameters
+    shared = {name: field.default for name, field in NeedleConfig.model_fields.items() if name in parameters}
+    defaults = {name: parameters[name].default for name in shared}
+    defaults.update(tasks=tuple(defaults["tasks"].split(",")), needle_size=shared["needle_size"])  # None: their own
+    assert defaults == shared
+
+
+def test_pretrain_keeps_standard_output_for_json(liteframe, stub):
+    def pretrain(recipe, overrides):
+        print("step 1")
+        return {"recipe": str(recipe), "overrides": overrides}
+
+    stub("training.pretrain", pretrain=pretrain)
+    ran = liteframe("pretrain", "--recipe", "r.toml", "--set", "steps=1", "--set", "seed=2", "--json")
+    assert json.loads(ran.out) == {"recipe": "r.toml", "overrides": ["steps=1", "seed=2"]}
+    assert "step 1" in ran.err
+    assert liteframe("pretrain", "--recipe", "r.toml").out.startswith("step 1\n")
+
+
+def test_evaluate_prints_a_row_for_each_setting(liteframe, stub):
+    def evaluate(benchmark, data, model, encoders, frames, **options):
+        options["on_progress"](1, 4)
+        rows = [
+            {"encoder": encoder, "frames": count, "visual_tokens": 4 * count, "questions": 50, "unparsed": 1,
+             "accuracy": 0.5, "ci95": [0.4, 0.6], "by_group": {}, "seconds_per_video": {"decode": 0.25, "encode": 0.5}}
+            for encoder in encoders for count in frames
+        ]  # fmt: skip
+        return {"benchmark": benchmark, "model": model, "results": rows}
+
+    stub("evaluation.runner", evaluate=evaluate)
+    arguments = ("evaluate", "needles", "--data", "x", "--encoder", "teacher,pooled", "--frames", "8,16")
+    lines = liteframe(*arguments).out.splitlines()
+    assert len(lines) == 6
+    assert lines[-1].split() == ["pooled", "16", "64", "50", "1", "50.0%", "40%", "to", "60%", "0.75", "s"]
+    assert len(json.loads(liteframe(*arguments, "--json").out)["results"]) == 4
+
+
+def test_quickstart_hands_over_a_console(liteframe, stub):
+    def run(out, videos, seed, console, model, on_progress):
+        on_progress(1, videos)
+        console.print("a story")
+        return {"out": str(out), "seed": seed, "videos": videos, "model": model}
+
+    stub("quickstart", run=run)
+    assert liteframe("quickstart").out == "a story\n"
+    ran = liteframe("quickstart", "--out", "here", "--videos", 2, "--seed", 5, "--json")
+    assert json.loads(ran.out) == {"out": "here", "seed": 5, "videos": 2, "model": "mini"}
+    assert ran.err == "a story\n"
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (InputError("first\nsecond"), 1, "first second"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out/a.mp4"),
+            1,
+            "out/a.mp4: No space left .*free some space",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "out"), 1, "out: Permission denied; check the permissions"),
+        (FileExistsError(errno.EEXIST, "File exists", "out"), 1, "out: File exists; name another path"),
+        (OSError("no connection"), 1, "no connection"),
+        (MemoryError(), 1, "out of memory; ask for fewer frames"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_faults_that_the_user_can_mend_are_one_line(liteframe, stub, error, status, words):
+    import re
+
+    stub("quickstart", run=raising(error))
+    ran = liteframe("quickstart", "--json")
+    assert ran.status == status
+    assert ran.out == ""
+    assert re.search(words, one_line(ran.err))
+
+
+def test_interrupted_is_status_130(liteframe, stub):
+    stub("quickstart", run=raising(KeyboardInterrupt()))
+    assert liteframe("quickstart").status == 130
+
+
+@pytest.mark.parametrize("error", [KeyError("ours"), RuntimeError("ours"), TypeError("ours")], ids=repr)
+def test_our_own_faults_keep_their_traceback(stub, monkeypatch, error):
+    stub("quickstart", run=raising(error))
+    monkeypatch.setattr(sys, "argv", ["liteframe", "quickstart"])
+    with pytest.raises(type(error), match="ours"):
+        cli.main()
+
+
+def test_debugging_shows_the_traceback_of_every_fault(stub, monkeypatch):
+    stub("quickstart", run=raising(InputError("mine")))
+    monkeypatch.setattr(sys, "argv", ["liteframe", "quickstart"])
+    monkeypatch.setenv("LITEFRAME_DEBUG", "1")
+    with pytest.raises(InputError, match="mine"):
+        cli.main()
+
+
+def test_a_warning_about_a_video_is_one_line(liteframe, stub):
+    def run(*args, **kwargs):
+        import warnings
+
+        from liteframe.errors import VideoWarning
+
+        warnings.warn("clip.mp4: 3 frames are lost", VideoWarning, stacklevel=2)
+        return {}
+
+    stub("quickstart", run=run)
+    assert liteframe("quickstart").err == "liteframe: clip.mp4: 3 frames are lost\n"
+
+
+def test_a_reader_that_has_gone_is_no_traceback(clip):
+    command = [sys.executable, "-m", "liteframe", "probe", str(clip)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+# --- with true videos and the true model ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unusable(tmp_path):
+    """Paths that are no video, by what is wrong with them."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.mp4").write_text("The minutes of the meeting.\n" * 50)
+    (tmp_path / "empty.mp4").touch()
+    return {name: tmp_path / name for name in ("folder", "notes.mp4", "empty.mp4", "missing.mp4")}
+
+
+@pytest.mark.parametrize("name", ["missing.mp4", "folder", "notes.mp4", "empty.mp4"])
+@pytest.mark.parametrize("command", [("probe",), ("ask", "What is shown?")], ids=["probe", "ask"])
+def test_what_is_no_video_is_named_in_one_line(liteframe, unusable, name, command):
+    first, *rest = command
+    ran = liteframe(first, unusable[name], *rest)
+    assert ran.status == 1
+    assert ran.out == ""
+    assert str(unusable[name]) in one_line(ran.err)
+
+
+def test_a_true_file_is_probed(liteframe, clip):
+    result = json.loads(liteframe("probe", clip, "--json").out)
+    assert (result["width"], result["height"], result["num_frames"], result["codec"]) == (128, 96, 20, "h264")
+    assert result["faults"] == []
+
+
+def test_needles_writes_a_benchmark(liteframe, tmp_path):
+    ran = liteframe("needles", "--out", tmp_path / "n", "--videos", 2, "--frames", 8, "--seed", 1, "--json")
+    assert ran.status == 0, ran.err
+    assert isinstance(json.loads(ran.out.splitlines()[-1]), dict)
+    questions = [json.loads(line) for line in (tmp_path / "n" / "questions.jsonl").read_text().splitlines()]
+    assert {"id", "video", "task", "question", "options", "answer", "needles"} <= set(questions[0])
+    assert all((tmp_path / "n" / question["video"]).exists() for question in questions)
+
+
+@pytest.mark.parametrize("options", [("--frames", 0), ("--needle-frames", 5, 2), ("--tasks", "dancing")], ids=str)
+def test_impossible_needles_are_refused_in_one_line(liteframe, tmp_path, options):
+    ran = liteframe("needles", "--out", tmp_path / "n", "--videos", 1, *options)
+    assert ran.status == 1
+    one_line(ran.err)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("What?", "--model", "no/such-model"),
+        ("What?", "--encoder", "nonsense"),
+        ("What?", "--frames", 0),
+        ("What?", "--frames", -3),
+        ("What?", "--fps", 0),
+        ("What?", "--fps", 1, "--frames", 8),
+        ("What?", "--start", 50),
+        ("What?", "--start", 2, "--end", 1),
+        ("What?", "--frames", 1_000_000),
+        ("What?", "--device", "toaster"),
+        ("What?", "--dtype", "int8"),
+        ("What?", "--temperature", -1),
+        ("What?", "--max-new-tokens", 0),
+        ("",),
+        ("  ",),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_is_refused_in_one_line(liteframe, mini, clip, arguments):
+    ran = liteframe("ask", clip, *arguments, "--json")
+    assert ran.status == 1
+    assert ran.out == ""
+    one_line(ran.err)
+
+
+def test_the_miniature_answers(liteframe, mini, clip):
+    ran = liteframe("ask", clip, "How many shapes were shown?", "--also", "What was shown?", "--frames", 8, "--json")
+    assert ran.status == 0, ran.err
+    result = json.loads(ran.out)
+    assert set(result) == {*ANSWER.as_dict(), "answers"}
+    assert (result["num_frames"], len(result["seconds"]), result["video"]) == (8, 8, str(clip))
+    assert set(result["timings"]) == set(ANSWER.timings)
+    assert [answer["text"] for answer in result["answers"]]
+
+
+def test_quickstart_runs(liteframe, mini, tmp_path):
+    ran = liteframe("quickstart", "--out", tmp_path / "tour", "--videos", 1, "--json")
+    assert ran.status == 0, ran.err
+    assert isinstance(json.loads(ran.out.splitlines()[-1]), dict)

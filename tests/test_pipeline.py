@@ -1,0 +1,210 @@
+"""From a file to an answer, with a tiny random model: the whole path, its promises and its refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import liteframe
+from liteframe import pipeline
+from liteframe.encoders import ENCODERS, EncoderSource, build_encoder
+from liteframe.errors import CheckpointError, ContextError, InputError, VideoError
+from liteframe.language.loading import save_checkpoint
+from liteframe.pipeline import STAGES, VideoLLM
+from liteframe.video.decode import read_video
+from liteframe.video.transform import normalize, resize
+from tiny_internvl import make_checkpoint
+
+QUESTION = "Where is the bar?"
+
+
+def make(encoder: str = "teacher", max_positions: int = 2048, prompt: str = "internvl") -> VideoLLM:
+    checkpoint = make_checkpoint(max_positions=max_positions, prompt=prompt)
+    return VideoLLM(checkpoint, build_encoder(encoder, EncoderSource(checkpoint.model.model.vision_tower)))
+
+
+@pytest.fixture(scope="module")
+def model() -> VideoLLM:
+    return make()
+
+
+@pytest.mark.parametrize("encoder", list(ENCODERS))
+@pytest.mark.parametrize("num_frames", [1, 6])
+def test_an_answer_says_what_it_is(clip, encoder, num_frames):
+    model = make(encoder)
+    answer = model.ask(clip, QUESTION, num_frames=num_frames, max_new_tokens=5)
+    assert answer.num_frames == num_frames == len(answer.seconds)
+    slots = -(-num_frames // model.encoder.group_size)
+    assert answer.num_visual_tokens == slots * (4 if encoder == "teacher" else 1)
+    assert tuple(answer.timings) == STAGES
+    assert all(seconds > 0 for stage, seconds in answer.timings.items() if stage != "generate")
+    assert (answer.model, answer.encoder, answer.video) == ("tiny", encoder, str(clip))
+
+
+def test_streaming_equals_all_at_once(clip, model, monkeypatch):
+    """Frames resized one at a time and encoded in batches give what the whole clip at once gives."""
+    monkeypatch.setattr(pipeline, "BATCH_FRAMES", 3)
+    encoded = model.watch(clip, num_frames=8)
+    frames = read_video(clip, num_frames=8)
+    pixels = normalize(resize(frames.pixels, (56, 56)), model.checkpoint.pixels.mean, model.checkpoint.pixels.std)
+    expected = model.language.visual(model.encoder.encode(pixels, frames.seconds))
+    # 1e-4: batches of 3 and of 8 may be added up in another order; see tests/parity.
+    torch.testing.assert_close(encoded.visual.embeddings, expected.embeddings, atol=1e-4, rtol=0)
+    np.testing.assert_array_equal(encoded.seconds, frames.seconds)
+    assert encoded.visual.slots.num_frames == 8
+
+
+@pytest.mark.parametrize("num_frames", [5, 8])
+def test_groups_do_not_straddle_batches(clip, monkeypatch, num_frames):
+    model = make("pooled")
+    whole = model.watch(clip, num_frames=num_frames).visual.embeddings
+    monkeypatch.setattr(pipeline, "BATCH_FRAMES", 6)
+    torch.testing.assert_close(model.watch(clip, num_frames=num_frames).visual.embeddings, whole, atol=1e-4, rtol=0)
+
+
+def test_memory_never_holds_the_whole_video(clip, model, monkeypatch):
+    """No more full-size frames than one, no more small ones than a batch, whatever the length."""
+    monkeypatch.setattr(pipeline, "BATCH_FRAMES", 4)
+    resized, encoded = [], []
+    forward = type(model.encoder).forward
+
+    def spy_resize(frames, size):
+        resized.append(len(frames))
+        return resize(frames, size)
+
+    def spy_forward(self, pixels, num_frames=None, seconds=None):
+        encoded.append(len(pixels))
+        return forward(self, pixels, num_frames, seconds)
+
+    monkeypatch.setattr(pipeline, "resize", spy_resize)
+    monkeypatch.setattr(type(model.encoder), "forward", spy_forward)
+    model.watch(clip, num_frames=10)
+    assert resized == [1] * 10
+    assert encoded == [4, 4, 2]
+
+
+@pytest.mark.parametrize("encoder", ["teacher", "pooled"])
+def test_two_questions_on_one_watch_equal_two_fresh_asks(clip, encoder):
+    model = make(encoder)
+    watched = model.watch(clip, num_frames=6)
+    for question in (QUESTION, "What colour is it?"):
+        again = model.ask(watched, question, max_new_tokens=10)
+        fresh = model.ask(clip, question, num_frames=6, max_new_tokens=10)
+        assert (again.text, again.seconds, again.num_visual_tokens) == (
+            fresh.text,
+            fresh.seconds,
+            fresh.num_visual_tokens,
+        )
+        assert again.timings["decode"] == again.timings["preprocess"] == again.timings["encode"] == 0
+        assert again.timings["prefill"] > 0
+
+
+@pytest.mark.parametrize("prompt", ["internvl", "timestamps"])
+@pytest.mark.parametrize("encoder", ["teacher", "pooled"])
+def test_context_is_checked_before_decoding(clip, encoder, prompt, monkeypatch):
+    model = make(encoder, max_positions=200 if encoder == "teacher" else 100, prompt=prompt)
+    decoded = []
+
+    def spy(*arguments):
+        decoded.append(arguments)
+        return iter_frames(*arguments)
+
+    iter_frames = pipeline.iter_frames
+    monkeypatch.setattr(pipeline, "iter_frames", spy)
+    with pytest.raises(ContextError) as error:
+        model.ask(clip, QUESTION, num_frames=20, max_new_tokens=8)
+    assert not decoded
+    fits = error.value.frames_that_fit
+    assert 0 < fits < 20
+    assert model.ask(clip, QUESTION, num_frames=fits, max_new_tokens=8).num_frames == fits
+    with pytest.raises(ContextError):
+        model.ask(clip, QUESTION, num_frames=fits + 1, max_new_tokens=8)
+    with pytest.raises(ContextError):
+        make(encoder, max_positions=64, prompt=prompt).watch(clip, num_frames=20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"question": " "}, "empty"),
+        ({"question": "<IMG_CONTEXT>?"}, "marker"),
+        ({"num_frames": 0}, "num_frames"),
+        ({"num_frames": 2, "fps": 1.0}, "one of the two"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"temperature": -1.0}, "temperature"),
+    ],
+)
+def test_bad_arguments_are_refused_before_decoding(clip, model, monkeypatch, arguments, message):
+    monkeypatch.setattr(pipeline, "iter_frames", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(InputError, match=message):
+        model.ask(clip, **{"question": QUESTION, **arguments})
+
+
+def test_bad_files_are_named(model, tmp_path):
+    with pytest.raises(VideoError) as error:
+        model.ask(tmp_path / "nowhere.mp4", QUESTION)
+    assert "nowhere.mp4" in str(error.value)
+
+
+def test_an_encoded_video_keeps_its_frames_and_its_model(clip, model):
+    watched = model.watch(clip, num_frames=2)
+    assert repr(watched).endswith("clip.mp4: 2 frames by teacher, VisualTokens(2 slots of 4 tokens, width 48))")
+    with pytest.raises(InputError, match=r"choose its frames in watch\(\)"):
+        model.ask(watched, QUESTION, num_frames=4)
+    with pytest.raises(InputError, match="was encoded for tiny by teacher"):
+        make("pooled").ask(watched, QUESTION)
+
+
+def test_sampling_arguments_reach_the_video(clip, model):
+    assert model.watch(clip, fps=5.0).num_frames == 10
+    assert model.watch(clip, fps=5.0, max_frames=4).num_frames == 4
+    seconds = model.watch(clip, num_frames=3, start=1.0, end=1.6).seconds
+    assert seconds.min() >= 1.0
+    assert seconds.max() < 1.6
+
+
+def test_progress_and_text_come_as_they_are_made(clip, model, monkeypatch):
+    monkeypatch.setattr(pipeline, "BATCH_FRAMES", 4)
+    pieces: list[str] = []
+    progress: list[tuple[int, int]] = []
+    answer = model.ask(
+        clip,
+        QUESTION,
+        num_frames=6,
+        temperature=1.0,
+        seed=1,
+        on_text=pieces.append,
+        on_progress=lambda done, total: progress.append((done, total)),
+    )
+    assert "".join(pieces) == answer.text
+    assert progress == [(4, 6), (6, 6)]
+    assert model.ask(clip, QUESTION, num_frames=6, temperature=1.0, seed=1).text == answer.text
+
+
+def test_save_and_load_keep_the_answer_and_the_encoder(clip, tmp_path):
+    model = make("pooled")
+    model.save_pretrained(tmp_path / "model")
+    loaded = liteframe.VideoLLM.from_pretrained(tmp_path / "model", device="cpu", dtype="float32")
+    assert loaded.encoder.name == "pooled"
+    ours, theirs = (m.ask(clip, QUESTION, num_frames=5, max_new_tokens=10) for m in (model, loaded))
+    assert ours.text == theirs.text
+    other = VideoLLM.from_pretrained(tmp_path / "model", encoder="teacher", device="cpu", dtype="float32")
+    assert other.encoder.name == "teacher"
+    with pytest.raises(InputError, match="unknown; use one of"):
+        VideoLLM.from_pretrained(tmp_path / "model", encoder="fast", device="cpu")
+    with pytest.raises(CheckpointError, match="not empty"):
+        model.save_pretrained(tmp_path / "model")
+
+
+def test_frames_too_odd_for_the_encoder_are_refused_at_the_start(tmp_path):
+    checkpoint = make_checkpoint()
+    checkpoint.pixels = checkpoint.pixels.model_copy(update={"height": 60})
+    save_checkpoint(checkpoint, tmp_path / "model")
+    with pytest.raises(InputError, match="multiples of 14"):
+        VideoLLM.from_pretrained(tmp_path / "model", device="cpu")
+
+
+def test_the_miniature_answers(mini, clip):
+    answer = VideoLLM.from_pretrained(mini, device="cpu").ask(clip, "What is shown?", num_frames=4)
+    assert answer.model == "mini"

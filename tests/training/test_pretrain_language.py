@@ -1,0 +1,113 @@
+"""The packed training batch against the plain way: one question, one sequence, one forward pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from liteframe.data.needle_turns import BANK_CLIP, compose, make_turns
+from liteframe.data.needles import plan_needles
+from liteframe.language.prompt import PromptBuilder, PromptConfig, Slots
+from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer, grow_language_model
+from liteframe.training.pretrain_language import FrameBank, LanguageStageConfig, LanguageTask, bank_clip_needles
+
+TINY = MiniatureConfig(
+    vision_width=64, vision_layers=1, text_width=128, text_layers=2, grown_text_layers=3, text_mlp=96, key_value_heads=1
+)
+
+
+@pytest.fixture(scope="module")
+def task() -> LanguageTask:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(TINY.vocabulary)
+    model = build_model(TINY, tokenizer, TINY.text_layers).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)  # so that outputs depend on everything they may see
+    features = torch.randn(3, BANK_CLIP.frames, 16, 4 * TINY.vision_width).half()
+    bank = FrameBank(features, [bank_clip_needles(0, i) for i in range(3)])
+    config = LanguageStageConfig(steps=3, learning_rate=1e-3, batch=3, frames=(5,), turns=4)
+    prompts = PromptBuilder(tokenizer, PromptConfig.named("bare"), model.config.image_token_id)
+    task = LanguageTask(model, prompts, bank, config)
+    task.model, task.prompts = model, prompts
+    return task
+
+
+def test_packed_questions_see_what_a_single_question_sees(task: LanguageTask) -> None:
+    batch = task.batch(1)
+    embed = task.module.language_model.get_input_embeddings()
+    with torch.no_grad():
+        text, visual = embed(batch.ids), task.module.projector(batch.visual)
+        inputs = torch.cat([text[:, : batch.lead], visual, text[:, batch.lead :]], dim=1)
+        packed = task.module.language_model(
+            inputs_embeds=inputs, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+        ).last_hidden_state
+    tokens = torch.cat([batch.ids[:, : batch.lead], torch.full(visual.shape[:2], -1), batch.ids[:, batch.lead :]], dim=1)
+    after_video = batch.lead + visual.shape[1]
+    checked = 0
+    for row in range(len(tokens)):
+        # A question's positions start again right behind the video's.
+        restarts = (batch.positions[row] == after_video).nonzero().flatten().tolist()
+        ends = [*restarts[1:], int((batch.positions[row] > 0).nonzero()[-1]) + 1]
+        for start, end in zip(restarts, ends, strict=True):
+            alone = torch.cat([inputs[row, :after_video], inputs[row, start:end]])[None]
+            with torch.no_grad():
+                hidden = task.module.language_model(inputs_embeds=alone, use_cache=False).last_hidden_state
+            # float32 sums in another order: 1e-4 is a hundred times their rounding here.
+            torch.testing.assert_close(packed[row, start:end], hidden[0, after_video:], rtol=1e-4, atol=1e-4)
+            checked += 1
+    assert checked >= 6
+
+
+def test_packed_text_is_the_prompt_that_the_model_is_asked_with(task: LanguageTask) -> None:
+    batch = task.batch(1)
+    rng = np.random.default_rng([0x1A, task._config.seed, 1])
+    rng.integers(1), rng.integers(3)
+    tokenizer = task.prompts.tokenizer
+    # Take the first question back out of the batch and build the same prompt the public way.
+    row = batch.ids[0, batch.lead :].tolist()
+    end = row.index(tokenizer.eos_token_id, row.index(tokenizer.eos_token_id) + 1) + 1
+    words = tokenizer.decode(row[:end])
+    question = words.split("<|im_end|>")[0].removeprefix("\n")
+    answer = words.split("<|im_start|>assistant\n")[1].removesuffix("<|im_end|>")
+    built = task.prompts.build(question, Slots(5), 16)
+    ids = built.ids[~built.visual].tolist() + tokenizer(answer, add_special_tokens=False)["input_ids"]
+    assert batch.ids[0, : batch.lead].tolist() + row[: end - 1] == ids
+    targets = batch.targets[0]
+    first = targets[targets >= 0][: len(ids) - int((~built.visual).sum()) + 1]
+    assert tokenizer.decode(first) == f"{answer}<|im_end|>"
+
+
+def test_batches_depend_on_the_step_alone(task: LanguageTask) -> None:
+    one, again, other = task.batch(2), task.batch(2), task.batch(0)
+    assert torch.equal(one.visual, again.visual) and torch.equal(one.targets, again.targets)
+    assert one.ids.shape != other.ids.shape or not torch.equal(one.ids, other.ids)
+
+
+def test_grown_model_computes_the_same_function(task: LanguageTask) -> None:
+    grown = grow_language_model(task.model, TINY, task.prompts.tokenizer).eval()
+    assert grown.config.text_config.num_hidden_layers == 3
+    ids = torch.randint(10, 200, (2, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(grown(input_ids=ids).logits, task.model(input_ids=ids).logits, rtol=0, atol=1e-5)
+
+
+def test_compositions_show_what_their_needles_say() -> None:
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        needles = plan_needles(rng, BANK_CLIP, training=True)
+        clip = compose(rng, needles, num_frames=12, most_needles=5)
+        owner = np.full(BANK_CLIP.frames, -1)
+        for number, needle in enumerate(needles):
+            owner[needle.first_frame : needle.first_frame + needle.num_frames] = number
+        whats = [needle.what for needle in needles]
+        shown = [whats[owner[frame]] if owner[frame] >= 0 else None for frame in clip.frames]
+        expected: list[str | None] = [None] * 12
+        for needle in clip.needles:
+            for at in range(needle.first_frame, needle.first_frame + needle.num_frames):
+                assert expected[at] is None
+                expected[at] = needle.what
+        assert shown == expected
+        assert len(make_turns(rng, clip.needles, 6, 0.3, 0.5)) >= 1
