@@ -51,7 +51,9 @@ class Config(pydantic.BaseModel):
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror or error}); give the path of a recipe") from None
+            raise ConfigError(
+                f"{path}: cannot be read ({error.strerror or error}); give the path of a recipe"
+            ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: is not valid TOML ({error})") from None
         for override in overrides:

@@ -42,8 +42,8 @@ def run(
         on_progress: called with (videos done, videos in all).
 
     Returns:
-        ``{"answers": [{video, question, answer, truth, right}], "right", "questions", "ci95", "seconds": {stage: seconds
-        per video}, "picture"}``.
+        ``{"answers": [{video, question, answer, truth, right}], "right", "questions", "ci95",
+        "seconds": {stage: seconds per video}, "picture", "model"}``.
     """
     out = Path(out)
     write_benchmark(out, videos, seed, NeedleConfig(frames=_FRAMES))
@@ -134,7 +134,9 @@ def draw_picture(
     sheet.suptitle(f"{video.name}: {len(frames)} frames, needles framed", fontsize=11)
     left, right = below.subplots(1, 2, width_ratios=[3, 2])
     left.axis("off")
-    lines = [f"Q  {a['question']}\nA  {a['answer']}   (truth: {a['truth']})" for a in answers if a["video"] == video.name]
+    lines = [
+        f"Q  {a['question']}\nA  {a['answer']}   (truth: {a['truth']})" for a in answers if a["video"] == video.name
+    ]
     left.text(0, 1, "\n\n".join(lines), va="top", fontsize=10, family="monospace", wrap=True)
     start = 0.0
     for index, stage in enumerate(STAGES):
@@ -159,6 +161,8 @@ def _draw_sheet(sheet: Any, frames: Frames, needles: list[dict[str, Any]], rows:
         axis.set(xticks=[], yticks=[])
         # A frame stands for the time it is shown; its start may differ from the needle's by rounding.
         here = [n["what"] for n in needles if n["start_seconds"] - 1e-3 <= second < n["end_seconds"] - 1e-3]
-        axis.set_title(f"{second:.1f} s" + (f"  {here[0]}" if here else ""), fontsize=7, color="crimson" if here else "0.4")
+        axis.set_title(
+            f"{second:.1f} s" + (f"  {here[0]}" if here else ""), fontsize=7, color="crimson" if here else "0.4"
+        )
         for spine in axis.spines.values():
             spine.set(visible=bool(here), color="crimson", linewidth=2.5)

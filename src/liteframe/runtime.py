@@ -34,7 +34,8 @@ def tune_allocator() -> bool:
         return False
     libc = ctypes.CDLL(None)
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 1 << 30), (_M_TOP_PAD, 64 << 20))
-    return all([libc.mallopt(name, value) for name, value in settings])
+    accepted = [libc.mallopt(name, value) for name, value in settings]
+    return all(accepted)
 
 
 def choose_device(name: str = "auto") -> torch.device:

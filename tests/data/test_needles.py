@@ -17,7 +17,7 @@ from liteframe.errors import ConfigError, InputError
 
 
 def needle(name: str, colour: str, first: int, length: int = 2) -> Needle:
-    return Needle(name, colour, first, length, (0.5, 0.5), 0.3, 0, 0)
+    return Needle(name, colour, first, length, (0.25, 0.25), 0.5, 0, 0)
 
 
 SCENE = (
@@ -29,8 +29,10 @@ SCENE = (
 
 # Every question that can be asked about SCENE, with its answer, written by hand.
 ANSWERS = {
-    "star": "red", "3": "red",  # colour of a unique name
-    "blue": "circle", "green": "circle",  # name of a unique colour
+    "star": "red",
+    "3": "red",  # colour of a unique name
+    "blue": "circle",
+    "green": "circle",  # name of a unique colour
 }
 COUNTS = {"red": 2, "blue": 1, "green": 1, "stars": 1, "circles": 2}
 ORDER = ["red star", "blue circle", "red 3", "green circle"]
@@ -43,7 +45,11 @@ def expected_answer(question: str) -> str:
         for word in words[2:]:
             if word in COUNTS:
                 return str(COUNTS[word])
-        return str(len(ORDER)) if words[2] in ("objects", "things") and words[-1] not in COLOURS and words[2] not in COLOURS else "0"
+        return (
+            str(len(ORDER))
+            if words[2] in ("objects", "things") and words[-1] not in COLOURS and words[2] not in COLOURS
+            else "0"
+        )
     if " right after " in question:
         return ORDER[ORDER.index(question.rstrip("?").split(" the ")[-1]) + 1]
     if " right before " in question:

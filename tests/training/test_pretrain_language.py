@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from liteframe.data.needle_art import COLOURS, NAMES
+from liteframe.data.needle_art import COLOURS, NAMES
 from liteframe.data.needle_turns import BANK_CLIP, compose, make_turns
 from liteframe.data.needles import plan_needles
 from liteframe.language.prompt import PromptBuilder, PromptConfig, Slots
 from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer, grow_language_model
-from liteframe.training.pretrain_language import FrameBank, LanguageStageConfig, LanguageTask, bank_clip_needles
+from liteframe.training.pretrain_language import (
+    FrameBank,
+    LanguageStageConfig,
+    LanguageTask,
+    bank_clip_needles,
+    start_projector,
+)
+from liteframe.training.pretrain_vision import CellReader
 
 TINY = MiniatureConfig(
     vision_width=64, vision_layers=1, text_width=128, text_layers=2, grown_text_layers=3, text_mlp=96, key_value_heads=1
@@ -44,7 +53,9 @@ def test_packed_questions_see_what_a_single_question_sees(task: LanguageTask) ->
         packed = task.module.language_model(
             inputs_embeds=inputs, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
         ).last_hidden_state
-    tokens = torch.cat([batch.ids[:, : batch.lead], torch.full(visual.shape[:2], -1), batch.ids[:, batch.lead :]], dim=1)
+    tokens = torch.cat(
+        [batch.ids[:, : batch.lead], torch.full(visual.shape[:2], -1), batch.ids[:, batch.lead :]], dim=1
+    )
     after_video = batch.lead + visual.shape[1]
     checked = 0
     for row in range(len(tokens)):
@@ -80,6 +91,33 @@ def test_packed_text_is_the_prompt_that_the_model_is_asked_with(task: LanguageTa
     assert tokenizer.decode(first) == f"{answer}<|im_end|>"
 
 
+def test_projector_starts_by_writing_the_words_that_the_reader_found(task: LanguageTask) -> None:
+    torch.manual_seed(1)
+    tokenizer, model = task.prompts.tokenizer, build_model(TINY, task.prompts.tokenizer, 1)
+    reader = CellReader(TINY.vision_width)
+    projector, embeddings = model.model.multi_modal_projector, model.get_input_embeddings()
+    start_projector(projector, reader, embeddings, tokenizer)
+    with torch.no_grad():
+        projector.linear_2.weight[:, len(NAMES) + len(COLOURS) :] = 0  # the units that still say nothing
+        projector.linear_2.bias.zero_()
+    # A cell that excites the reader's rows for "star" and "red" against "nothing", and no other row more.
+    star, red = NAMES.index("star"), list(COLOURS).index("red")
+    rows = torch.cat([reader.names.weight[1:], reader.colours.weight]) - reader.names.weight[0]
+    goal = torch.full((len(rows),), -5.0)
+    goal[[star, len(NAMES) + red]] = 10.0
+    cell = torch.linalg.lstsq(rows, goal[:, None]).solution[:, 0].detach()
+    with torch.no_grad():
+        said = projector.linear_2(projector.act(projector.linear_1(cell)))
+
+    def meaning(word: str) -> torch.Tensor:
+        ids = {tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in (word, f" {word}")}
+        return embeddings.weight[sorted(ids)].sum(0)
+
+    expected = meaning("star") + meaning("red")
+    assert torch.cosine_similarity(said, expected, dim=0) > 0.9
+    assert torch.cosine_similarity(said, meaning("circle") + meaning("blue"), dim=0) < 0.5
+
+
 def test_batches_depend_on_the_step_alone(task: LanguageTask) -> None:
     one, again, other = task.batch(2), task.batch(2), task.batch(0)
     assert torch.equal(one.visual, again.visual) and torch.equal(one.targets, again.targets)
@@ -92,6 +130,29 @@ def test_grown_model_computes_the_same_function(task: LanguageTask) -> None:
     ids = torch.randint(10, 200, (2, 9))
     with torch.no_grad():
         torch.testing.assert_close(grown(input_ids=ids).logits, task.model(input_ids=ids).logits, rtol=0, atol=1e-5)
+
+
+def test_projector_starts_with_the_readers_words() -> None:
+    torch.manual_seed(1)
+    tokenizer = build_tokenizer(TINY.vocabulary)
+    model, reader = build_model(TINY, tokenizer, 1), CellReader(TINY.vision_width)
+    torch.nn.init.normal_(reader.norm.weight)
+    projector, embeddings = model.model.multi_modal_projector, model.get_input_embeddings()
+    start_projector(projector, reader, embeddings, tokenizer)
+    features = torch.randn(5, 4 * TINY.vision_width)
+    with torch.no_grad():
+        hidden = projector.linear_1(projector.layer_norm(features))
+        read = reader.norm(features)
+        names, colours = reader.names(read), reader.colours(read)
+    nothing = names[:, :1]
+    # The same sums, with the difference taken before or after: float32 rounding of about ten terms' size.
+    torch.testing.assert_close(hidden[:, : len(NAMES)], names[:, 1:] - nothing, rtol=1e-4, atol=1e-4)
+    count = len(NAMES) + len(COLOURS)
+    torch.testing.assert_close(hidden[:, len(NAMES) : count], colours - nothing, rtol=1e-4, atol=1e-4)
+    for unit, word in ((NAMES.index("star"), "star"), (len(NAMES) + list(COLOURS).index("red"), "red")):
+        ids = tokenizer.convert_tokens_to_ids([word, f"\u0120{word}"])  # byte-level BPE writes a space as this letter
+        assert tokenizer.decode([ids[1]]) == f" {word}"
+        torch.testing.assert_close(projector.linear_2.weight[:, unit], embeddings.weight[ids].sum(0) / 10)
 
 
 def test_compositions_show_what_their_needles_say() -> None:

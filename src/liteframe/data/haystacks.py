@@ -50,7 +50,9 @@ def _photo_canvas(rng: np.random.Generator, side: int) -> Float32[np.ndarray, "s
     photo = photographs[rng.integers(len(photographs))]
     span = int(rng.integers(180, photo.shape[0]))
     top, left = (int(rng.integers(0, length - span + 1)) for length in photo.shape[:2])
-    picture = Image.fromarray(photo[top : top + span, left : left + span]).resize((side, side), Image.Resampling.BILINEAR)
+    picture = Image.fromarray(photo[top : top + span, left : left + span]).resize(
+        (side, side), Image.Resampling.BILINEAR
+    )
     canvas = np.asarray(picture, np.float32)
     if rng.random() < 0.5:
         canvas = canvas[:, ::-1]

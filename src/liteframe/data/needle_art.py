@@ -23,6 +23,26 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "h
 DIGITS = tuple("0123456789")
 NAMES = SHAPES + DIGITS
 
+# Corners of the plain shapes in the unit square's coordinates, [-1, 1] both ways, y downwards.
+_CORNERS = {
+    "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
+    "triangle": [(0.0, -0.95), (1.0, 0.8), (-1.0, 0.8)],
+    "cross": [
+        (-0.33, -0.95),
+        (0.33, -0.95),
+        (0.33, -0.33),
+        (0.95, -0.33),
+        (0.95, 0.33),
+        (0.33, 0.33),
+        (0.33, 0.95),
+        (-0.33, 0.95),
+        (-0.33, 0.33),
+        (-0.95, 0.33),
+        (-0.95, -0.33),
+        (-0.33, -0.33),
+    ],
+    "diamond": [(0.0, -1.0), (0.72, 0.0), (0.0, 1.0), (-0.72, 0.0)],
+}
 _SUPERSAMPLING = 4
 _CARD_LEVEL = 16
 # Every fifth digit image belongs to the benchmark, the others to training: no digit is ever seen in both.
@@ -48,31 +68,24 @@ def digit_variants(digit: str, training: bool) -> np.ndarray:
 
 
 def _polygon(name: str) -> list[tuple[float, float]]:
-    """Corners in the unit square's coordinates, [-1, 1] both ways, y downwards."""
+    """Corners of any shape, in the coordinates of _CORNERS."""
 
     def ring(count: int, start: float, radii: tuple[float, ...] = (1.0,)) -> list[tuple[float, float]]:
         angles = [start + 2 * math.pi * i / count for i in range(count)]
-        return [(radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a)) for i, a in enumerate(angles)]
+        return [
+            (radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a)) for i, a in enumerate(angles)
+        ]
 
     if name in ("circle", "ring"):
         return ring(64, 0.0)
-    if name == "square":
-        return [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]
-    if name == "triangle":
-        return [(0.0, -0.95), (1.0, 0.8), (-1.0, 0.8)]
     if name == "star":
         return ring(10, -math.pi / 2, (1.0, 0.42))
-    if name == "cross":
-        a, b = 0.33, 0.95
-        return [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
-    if name == "diamond":
-        return [(0.0, -1.0), (0.72, 0.0), (0.0, 1.0), (-0.72, 0.0)]
     if name == "heart":
         t = np.linspace(0, 2 * math.pi, 64, endpoint=False)
         x = 16 * np.sin(t) ** 3
         y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
         return list(zip((x / 17).tolist(), (y / 17).tolist(), strict=True))
-    raise ValueError(f"no such shape: {name}")
+    return _CORNERS[name]
 
 
 @lru_cache(maxsize=4096)
@@ -91,7 +104,8 @@ def needle_masks(name: str, size: int, angle: int, variant: int) -> tuple[np.nda
         image = Image.fromarray((_digit_images()[0][variant] * 255).astype(np.uint8))
         inner = round(side * 0.86)
         picture.paste(image.resize((inner, inner), Image.Resampling.BICUBIC), ((side - inner) // 2,) * 2)
-        picture = picture.point(lambda level: max(0, min(255, (level - 120) * 4)))
+        # Grey levels stay: in eight by eight pixels the hole of a 6 is only a darker place.
+        picture = picture.point(lambda level: max(0, min(255, round((level - 40) * 1.35))))
     else:
         draw = ImageDraw.Draw(picture)
         radius, middle = side * 0.42, side / 2

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int
 
+from liteframe.data.haystacks import ProceduralHaystack
 from liteframe.data.needle_frames import through_codec
 from liteframe.data.needles import NeedleConfig, NeedleVideo, plan_needles
-from liteframe.data.haystacks import ProceduralHaystack
-from liteframe.data.questions import TASKS, Needle, make_question, multiple_choice_prompt
+from liteframe.data.questions import LETTERS, TASKS, Needle, make_question, multiple_choice_prompt
 
-BANK_CLIP = NeedleConfig(frames=48, needles=(10, 10), needle_frames=(1, 4), digit_share=0.3, needle_size=(0.28, 0.47))
+BANK_CLIP = NeedleConfig(frames=48, needles=(10, 10), needle_frames=(1, 4), digit_share=0.25, needle_size=(0.43, 0.57))
 LIST_QUESTION = "List everything that was shown, in order."
 
 
@@ -26,7 +26,11 @@ def bank_clip(seed: int, index: int) -> tuple[np.ndarray, tuple[Needle, ...]]:
     rng = np.random.default_rng([0xBA, seed, index])
     needles = plan_needles(rng, BANK_CLIP, training=True)
     video = NeedleVideo(
-        needles, BANK_CLIP.frames, BANK_CLIP.size, BANK_CLIP.size, ProceduralHaystack(rng, BANK_CLIP.size, BANK_CLIP.size)
+        needles,
+        BANK_CLIP.frames,
+        BANK_CLIP.size,
+        BANK_CLIP.size,
+        ProceduralHaystack(rng, BANK_CLIP.size, BANK_CLIP.size),
     )
     pictures = list(video.frames())
     if index % 2:
@@ -89,7 +93,7 @@ def make_turns(
             continue
         if question.options:
             prompt = multiple_choice_prompt(question.question, question.options)
-            turns.setdefault(prompt, "ABCD"[question.options.index(question.answer)])
+            turns.setdefault(prompt, LETTERS[question.options.index(question.answer)])
         else:
             turns.setdefault(question.question, question.answer)
     return list(turns.items())

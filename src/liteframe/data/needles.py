@@ -1,8 +1,8 @@
 """The synthetic long-video benchmark: needles shown for a fraction of a second in a long moving haystack.
 
-In the manner of VideoNIAH / VNBench (arXiv 2406.09367): the answers are exact, the difficulty is dialled (length, needle
-duration, number, size), and any video can be the haystack. It is drawn by code, so it needs no download; what it says
-about real video is only that a model finds, orders and counts short events in many frames.
+In the manner of VideoNIAH / VNBench (arXiv 2406.09367): the answers are exact, the difficulty is dialled (length,
+duration, number and size of needles), and any video can be the haystack. It is drawn by code, so it needs no download;
+what it says about real video is only that a model finds, orders and counts short events in many frames.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from liteframe.data.questions import TASKS, Needle, Question, make_question
 from liteframe.errors import InputError
 
 MAX_FRAMES = 4096
+# A video's needles all differ; this many do even where all are shapes.
+_MOST_NEEDLES = len(COLOURS) * len(SHAPES)
 # Random streams of training and of the benchmark start from different words: whatever the seeds, they never meet.
 _BENCHMARK, _TRAINING = 0xBE, 0x7A
 
@@ -39,9 +41,9 @@ class NeedleConfig(Config):
     """Shortest and longest time that a needle is shown, frames."""
     needles: tuple[int, int] = (1, 6)
     """Fewest and most needles in a video."""
-    needle_size: tuple[float, float] = (0.3, 0.45)
+    needle_size: tuple[float, float] = (0.43, 0.57)
     """Side of a needle's card as a share of the picture's shorter side."""
-    digit_share: float = pydantic.Field(0.25, ge=0, le=1)
+    digit_share: float = pydantic.Field(0.2, ge=0, le=1)
     """Share of needles that are handwritten digits; the others are shapes."""
     multiple_choice: bool = False
     """Ask with four options."""
@@ -62,6 +64,8 @@ class NeedleConfig(Config):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name}: the range {low} to {high} is empty or not positive")
+        if self.needles[1] > _MOST_NEEDLES:
+            raise ValueError(f"needles: at most {_MOST_NEEDLES}, so that no two look the same")
         if self.needle_size[1] > 0.9:
             raise ValueError("needle_size: at most 0.9 of the shorter side")
         if self.size % 2:
@@ -115,9 +119,9 @@ class NeedleVideo:
 
 
 def needle_box(needle: Needle, height: int, width: int) -> tuple[int, int, int]:
-    """The needle's square in a picture: top, left, side, in pixels."""
+    """The needle's card in a picture: top, left, side, in pixels."""
     side = max(4, round(needle.size * min(height, width)))
-    top, left = (round(c * (n - side)) for c, n in zip(needle.center, (height, width), strict=True))
+    top, left = (min(round(share * n), n - side) for share, n in zip(needle.corner, (height, width), strict=True))
     return top, left, side
 
 
@@ -131,18 +135,27 @@ def paint_needle(picture: UInt8[np.ndarray, "h w 3"], needle: Needle) -> None:
 def random_needle(
     rng: np.random.Generator, config: NeedleConfig, training: bool, first_frame: int = 0, num_frames: int = 1
 ) -> Needle:
-    """A needle of random looks and place."""
+    """A needle of random looks and place.
+
+    Cards are whole sixteenths of the shorter side wide, where `needle_size` holds one, and their corners lie on eighths
+    of the picture. A figure then falls on few different alignments with a model's patches, and the miniature can learn
+    it on two cores; what is searched for is *when* it is shown.
+    """
     names = DIGITS if rng.random() < config.digit_share else SHAPES
     name = names[int(rng.integers(len(names)))]
     variants = digit_variants(name, training) if name in DIGITS else np.zeros(1, int)
+    low, high = config.needle_size
+    sizes = [n / 16 for n in range(1, 16) if low <= n / 16 <= high] or [low]
+    size = sizes[int(rng.integers(len(sizes)))]
+    places = int((1 - size) * 8 + 1e-9) + 1
     return Needle(
         name=name,
         colour=list(COLOURS)[int(rng.integers(len(COLOURS)))],
         first_frame=first_frame,
         num_frames=num_frames,
-        center=(float(rng.random()), float(rng.random())),
-        size=float(rng.uniform(*config.needle_size)),
-        angle=int(rng.integers(-2, 3)) * 6,
+        corner=(int(rng.integers(places)) / 8, int(rng.integers(places)) / 8),
+        size=size,
+        angle=int(rng.integers(-1, 2)) * 6,
         variant=int(variants[rng.integers(len(variants))]),
     )
 
@@ -263,7 +276,9 @@ def write_benchmark(
         encode_video(part, video.frames(), video.height, video.width, config.fps)
         os.replace(part, out / name)
         questions = ask_questions(video.needles, rng, config.questions_per_video, config.tasks, config.multiple_choice)
-        lines += [_record(f"s{seed}-{index:05d}-{i}", name, q, video.needles, config.fps) for i, q in enumerate(questions)]
+        lines += [
+            _record(f"s{seed}-{index:05d}-{i}", name, q, video.needles, config.fps) for i, q in enumerate(questions)
+        ]
         if on_progress:
             on_progress(index + 1, videos)
     part = out / ".questions.jsonl.part"

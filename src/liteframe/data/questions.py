@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from liteframe.data.needle_art import COLOURS, DIGITS, NAMES, SHAPES
 
 TASKS = ("retrieval", "ordering", "counting")
-LETTERS = "ABCD"
+LETTERS = "ABCDEFGHIJ"
 
 MULTIPLE_CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
@@ -22,7 +23,8 @@ class Needle:
     Attributes:
         name: one of needle_art.NAMES; `colour`: one of needle_art.COLOURS.
         first_frame, num_frames: when it is shown.
-        center: where, as shares of height and width; `size`: side of its square as a share of the shorter side.
+        corner: top and left of its card, as shares of height and width.
+        size: side of its card as a share of the shorter side.
         angle: clockwise tilt, degrees; `variant`: which handwritten image, for digits.
     """
 
@@ -30,7 +32,7 @@ class Needle:
     colour: str
     first_frame: int
     num_frames: int
-    center: tuple[float, float]
+    corner: tuple[float, float]
     size: float
     angle: int
     variant: int
@@ -55,6 +57,7 @@ class Question:
 # when these needles do not allow the question.
 _Draft = tuple[Sequence[str], str, Sequence[str]]
 _Maker = Callable[[Sequence[Needle], np.random.Generator], "_Draft | None"]
+_Picked = TypeVar("_Picked")
 
 
 def _unique(needles: Sequence[Needle], attribute: str) -> list[Needle]:
@@ -62,7 +65,7 @@ def _unique(needles: Sequence[Needle], attribute: str) -> list[Needle]:
     return [needle for needle in needles if values.count(getattr(needle, attribute)) == 1]
 
 
-def _pick(rng: np.random.Generator, items: Sequence) -> object:
+def _pick(rng: np.random.Generator, items: Sequence[_Picked]) -> _Picked:
     return items[int(rng.integers(len(items)))]
 
 
@@ -70,7 +73,7 @@ def _colour_of(needles: Sequence[Needle], rng: np.random.Generator) -> _Draft | 
     candidates = _unique(needles, "name")
     if not candidates:
         return None
-    needle: Needle = _pick(rng, candidates)  # type: ignore[assignment]
+    needle = _pick(rng, candidates)
     wordings = (
         f"What colour was the {needle.name}?",
         f"Which colour did the {needle.name} have?",
@@ -83,7 +86,7 @@ def _name_of(needles: Sequence[Needle], rng: np.random.Generator) -> _Draft | No
     candidates = _unique(needles, "colour")
     if not candidates:
         return None
-    needle: Needle = _pick(rng, candidates)  # type: ignore[assignment]
+    needle = _pick(rng, candidates)
     kind, others = ("digit", DIGITS) if needle.name in DIGITS else ("shape", SHAPES)
     wordings = (
         f"What {kind} was {needle.colour}?",
@@ -104,7 +107,7 @@ def _other_things(needles: Sequence[Needle], rng: np.random.Generator) -> list[s
 def _extreme(needles: Sequence[Needle], rng: np.random.Generator) -> _Draft | None:
     if len(needles) < 2:
         return None
-    word, needle = _pick(rng, (("first", needles[0]), ("last", needles[-1])))  # type: ignore[misc]
+    word, needle = _pick(rng, (("first", needles[0]), ("last", needles[-1])))
     wordings = (f"What came {word}?", f"What was shown {word}?", f"Which object came {word}?")
     return wordings, needle.what, _other_things(needles, rng)
 
@@ -113,7 +116,7 @@ def _neighbour(needles: Sequence[Needle], rng: np.random.Generator) -> _Draft | 
     if len(needles) < 2:
         return None
     at = int(rng.integers(len(needles) - 1))
-    word, anchor, answer = _pick(  # type: ignore[misc]
+    word, anchor, answer = _pick(
         rng, (("after", needles[at], needles[at + 1]), ("before", needles[at + 1], needles[at]))
     )
     wordings = (
@@ -141,7 +144,11 @@ def _numbers() -> list[str]:
 
 
 def _count_all(needles: Sequence[Needle], rng: np.random.Generator) -> _Draft:
-    wordings = ("How many objects were shown?", "How many objects appeared?", "How many things were shown in the video?")
+    wordings = (
+        "How many objects were shown?",
+        "How many objects appeared?",
+        "How many things were shown in the video?",
+    )
     return wordings, str(len(needles)), _numbers()
 
 
@@ -151,7 +158,7 @@ def _count_some(needles: Sequence[Needle], rng: np.random.Generator) -> _Draft:
     seen = [needle.colour if about_colour else needle.name for needle in needles]
     everything = list(COLOURS) if about_colour else list(SHAPES)
     seen = [value for value in seen if value in everything]
-    value = str(_pick(rng, seen if seen and rng.random() < 0.8 else everything))
+    value = _pick(rng, seen if seen and rng.random() < 0.8 else everything)
     count = str(seen.count(value))
     if about_colour:
         wordings = (f"How many objects were {value}?", f"How many {value} objects were shown?")
@@ -178,7 +185,7 @@ def make_question(
         if draft is None:
             continue
         wordings, answer, others = draft
-        wording = str(_pick(rng, wordings))
+        wording = _pick(rng, wordings)
         options = _options(answer, others, rng) if multiple_choice else None
         return Question(task, wording, answer, options)
     return None

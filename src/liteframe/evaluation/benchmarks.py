@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from liteframe.data.questions import multiple_choice_prompt
+from liteframe.data.questions import LETTERS, multiple_choice_prompt
 from liteframe.errors import InputError
 
 
@@ -36,17 +37,24 @@ def load_needles(folder: Path) -> list[Item]:
     items = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            record = json.loads(line)
-            options = tuple(record["options"]) if record["options"] else None
-            prompt = multiple_choice_prompt(record["question"], options) if options else record["question"]
-            items.append(
-                Item(record["id"], folder / record["video"], record["task"], prompt, record["answer"], options)
-            )
+            items.append(_needles_item(folder, json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}:{number}: is not a question of the needles benchmark ({error!r})") from None
     if not items:
         raise InputError(f"{path}: holds no question")
     return items
+
+
+def _needles_item(folder: Path, record: dict[str, Any]) -> Item:
+    question, answer, options = record["question"], record["answer"], record["options"]
+    if not isinstance(question, str) or not isinstance(answer, str):
+        raise TypeError("question and answer must be texts")
+    video, group = folder / record["video"], str(record["task"])
+    if options is None:
+        return Item(str(record["id"]), video, group, question, answer, None)
+    if answer not in options or len(options) > len(LETTERS):
+        raise ValueError(f"options must be at most {len(LETTERS)} and hold the answer")
+    return Item(str(record["id"]), video, group, multiple_choice_prompt(question, options), answer, tuple(options))
 
 
 BENCHMARKS: dict[str, Callable[[Path], list[Item]]] = {"needles": load_needles}

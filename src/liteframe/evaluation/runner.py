@@ -7,7 +7,6 @@ import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +47,12 @@ def evaluate(
         VideoError: a video of the benchmark that cannot be read: it is never skipped silently.
     """
     items = load_benchmark(benchmark, data)
-    videos = [list(group) for _, group in groupby(items, key=lambda item: item.video)][:limit]
-    if not encoders or not frames:
-        raise InputError("name at least one encoder and one number of frames")
+    by_video: dict[Path, list[Item]] = defaultdict(list)
+    for item in items:
+        by_video[item.video].append(item)
+    videos = list(by_video.values())[:limit]
+    if not encoders or not frames or not videos:
+        raise InputError("name at least one encoder, one number of frames and one video")
     total, done = len(videos) * len(encoders) * len(frames), 0
     results = []
     for encoder in encoders:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from liteframe.config import Config
 from liteframe.errors import LiteFrameError
 from liteframe.training.checkpoint import load_training_state, newest_training_state, save_training_state
-from liteframe.training.optimizer import learning_rate_at, make_optimizers
+from liteframe.training.optimizer import learning_rate_at, make_optimizer
 
 
 class LoopConfig(Config):
@@ -28,14 +28,12 @@ class LoopConfig(Config):
 
     steps: int = pydantic.Field(ge=1)
     """Optimizer steps."""
-    optimizer: str = "adamw"
-    """``adamw``, or ``muon`` for the matrices of transformer blocks with AdamW for the rest."""
     learning_rate: float = pydantic.Field(gt=0)
     """Peak of the cosine schedule."""
     warmup_share: float = 0.05
     """Share of the steps in which the rate rises linearly."""
     final_share: float = 0.02
-    """The last step's rate as a share of the peak."""
+    """The share of the peak that the rate falls towards."""
     weight_decay: float = 0.05
     """AdamW's decay of matrices; vectors are not decayed."""
     max_grad_norm: float = 1.0
@@ -48,9 +46,11 @@ class LoopConfig(Config):
 
 @runtime_checkable
 class Task(Protocol):
-    """What the loop trains. `batch` must depend on the step alone: that makes a resumed run equal to an unbroken one."""
+    """What the loop trains. `batch` must depend on the step alone: a resumed run then equals an unbroken one."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """What is trained and checkpointed: its parameters that require a gradient, and its buffers."""
 
     def batch(self, step: int) -> Any:
         """The data of one step; called from a worker thread, one step ahead."""
@@ -75,11 +75,11 @@ def train(task: Task, config: LoopConfig, output: Path, label: str) -> Path:
         TrainingError: the loss or a gradient is not finite; the update is not made.
     """
     output.mkdir(parents=True, exist_ok=True)
-    optimizers = make_optimizers(task.module, config.optimizer, config.learning_rate, config.weight_decay)
+    optimizer = make_optimizer(task.module, config.learning_rate, config.weight_decay)
     start = 0
     newest = newest_training_state(output)
     if newest is not None:
-        start = load_training_state(newest, task.module, optimizers)["step"]
+        start = load_training_state(newest, task.module, optimizer)["step"]
         print(f"{label}: resumed from {newest}", file=sys.stderr)
     _cut_log(output / "log.jsonl", start)
     with (
@@ -94,26 +94,23 @@ def train(task: Task, config: LoopConfig, output: Path, label: str) -> Path:
             assert ahead is not None
             batch = ahead.result()
             ahead = worker.submit(task.batch, step + 1) if step + 1 < config.steps else None
-            figures = _step(task, batch, optimizers, config, step)
+            figures = _step(task, batch, optimizer, config, step)
             figures = {"step": step + 1, **figures, "seconds": time.perf_counter() - began}
             log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in figures.items()}) + "\n")
             log.flush()
             shown = "  ".join(f"{k} {v:.3g}" for k, v in figures.items() if k not in ("step", "seconds", "rate"))
             progress.update(bar, advance=1, figures=shown)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                newest = save_training_state(output, step + 1, task.module, optimizers, {"config": config.digest()})
+                newest = save_training_state(output, step + 1, task.module, optimizer, {"config": config.digest()})
     assert newest is not None
     return newest
 
 
-def _step(
-    task: Task, batch: Any, optimizers: Sequence[torch.optim.Optimizer], config: LoopConfig, step: int
-) -> dict[str, float]:
+def _step(task: Task, batch: Any, optimizer: torch.optim.Optimizer, config: LoopConfig, step: int) -> dict[str, float]:
     rate = learning_rate_at(step, config.steps, config.learning_rate, config.warmup_share, config.final_share)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
     loss, figures = task.loss(batch)
     loss.backward()
     trained = [p for p in task.module.parameters() if p.grad is not None]
@@ -124,8 +121,7 @@ def _step(
             f"step {step + 1}: loss {value}, gradient norm {norm}; nothing was updated. "
             "Lower learning_rate, and look at this step's batch"
         )
-    for optimizer in optimizers:
-        optimizer.step()
+    optimizer.step()
     return {"loss": value, **figures, "norm": norm, "rate": rate}
 
 
@@ -148,4 +144,6 @@ def _cut_log(path: Path, steps: int) -> None:
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= steps]
-    path.write_text("".join(kept), encoding="utf-8")
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("".join(kept), encoding="utf-8")
+    os.replace(part, path)

@@ -9,7 +9,7 @@ import numpy as np
 import pydantic
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     InternVLConfig,
@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
 from liteframe.config import Config
 from liteframe.data.needles import NeedleConfig, plan_needles
@@ -34,14 +35,17 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 _SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+_PATCH, _SHUFFLE, _HEAD = 14, 2, 64
 # Qwen2's rule: words with their leading space, digits one by one, runs of punctuation, runs of space.
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 class MiniatureConfig(Config):
     """The shape of the miniature. Heads are 64 wide, as in the models it stands for."""
 
-    image_size: int = 112
+    image_size: int = pydantic.Field(112, ge=_PATCH * _SHUFFLE, multiple_of=_PATCH * _SHUFFLE)
     """Side of the squashed frame, pixels."""
     vision_width: int = 192
     """Hidden size of the vision tower."""
@@ -60,9 +64,19 @@ class MiniatureConfig(Config):
     key_value_heads: int = 2
     """Heads of keys and values; queries have text_width / 64."""
     vocabulary: int = 768
-    """Tokens of the byte-level tokenizer, special ones included."""
+    """Most tokens of the byte-level tokenizer, special ones included; its words are used up sooner."""
     max_positions: int = 16384
     """Longest sequence the language model accepts."""
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of the vision tower's patches."""
+        return (self.image_size // _PATCH,) * 2
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of the language model's visual tokens, after pixel shuffle."""
+        return (self.image_size // (_PATCH * _SHUFFLE),) * 2
 
 
 def _corpus() -> Iterator[str]:
@@ -119,10 +133,10 @@ def build_model(
     vision = InternVLVisionConfig(
         hidden_size=config.vision_width,
         num_hidden_layers=config.vision_layers,
-        num_attention_heads=config.vision_width // 64,
+        num_attention_heads=config.vision_width // _HEAD,
         intermediate_size=config.vision_mlp,
         image_size=config.image_size,
-        patch_size=14,
+        patch_size=_PATCH,
         attention_bias=True,
         # InternViT's 0.1 suits 24 layers and a long training; a short one learns faster from 1.
         layer_scale_init_value=1.0,
@@ -134,7 +148,7 @@ def build_model(
         hidden_size=config.text_width,
         num_hidden_layers=text_layers,
         intermediate_size=config.text_mlp,
-        num_attention_heads=config.text_width // 64,
+        num_attention_heads=config.text_width // _HEAD,
         num_key_value_heads=config.key_value_heads,
         max_position_embeddings=config.max_positions,
         rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
@@ -148,7 +162,7 @@ def build_model(
             vision_config=vision,
             text_config=text,
             image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
-            image_seq_length=(config.image_size // 28) ** 2,
+            image_seq_length=math.prod(config.token_grid),
             tie_word_embeddings=True,
         )
     )
@@ -159,7 +173,7 @@ def build_model(
     return model
 
 
-def start_tower(tower: nn.Module, patch_size: int = 14) -> None:
+def start_tower(tower: InternVLVisionModel) -> None:
     """Start a vision tower so that a short training is enough; in place.
 
     * patch embedding: each colour's lowest spatial frequencies (a 2-D cosine transform) instead of noise;
@@ -170,8 +184,8 @@ def start_tower(tower: nn.Module, patch_size: int = 14) -> None:
     config = tower.config
     width, heads = config.hidden_size, config.num_attention_heads
     with torch.no_grad():
-        _start_patches(tower.embeddings.patch_embeddings.projection, patch_size)
-        _start_positions(tower.embeddings.position_embeddings, config.image_size[0] // patch_size)
+        _start_patches(tower.embeddings.patch_embeddings.projection)
+        _start_positions(tower.embeddings.position_embeddings, config.image_size[0] // config.patch_size[0])
         for block in tower.encoder.layer:
             attention = block.attention
             for head in range(heads):
@@ -183,16 +197,19 @@ def start_tower(tower: nn.Module, patch_size: int = 14) -> None:
             attention.projection_layer.weight.copy_(projection.mT)
 
 
-def _factors(noise: float, identity: float, width: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rank, width) factors A and B of the best A^T B for `noise` * Z + `identity` * I, Z normal of variance 1/width."""
+def _factors(noise: float, identity: float, width: int, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors A and B, (rank, width) each, of the best A^T B for `noise` * Z + `identity` * I.
+
+    Z is normal with variance 1 / width.
+    """
     target = noise * torch.randn(width, width) / width**0.5 + identity * torch.eye(width)
     u, s, vh = torch.linalg.svd(target)
     root = s[:rank].sqrt()
     return (u[:, :rank] * root).mT, vh[:rank] * root[:, None]
 
 
-def _start_patches(projection: nn.Conv2d, patch_size: int) -> None:
-    width = projection.weight.shape[0]
+def _start_patches(projection: nn.Conv2d) -> None:
+    width, patch_size = projection.out_channels, projection.kernel_size[0]
     side = math.isqrt(width // 3)
     at = (torch.arange(patch_size) + 0.5) / patch_size
     waves = torch.cos(math.pi * torch.arange(side)[:, None] * at)
@@ -203,10 +220,11 @@ def _start_patches(projection: nn.Conv2d, patch_size: int) -> None:
     projection.weight.normal_(std=0.01)
     for channel in range(3):
         projection.weight[channel * side * side : (channel + 1) * side * side, channel] = planes
+    assert projection.bias is not None
     projection.bias.zero_()
 
 
-def _start_positions(embeddings: torch.Tensor, side: int) -> None:
+def _start_positions(embeddings: Tensor, side: int) -> None:
     quarter = embeddings.shape[-1] // 4
     frequencies = 1 / 100 ** (torch.arange(quarter) / quarter)
     angles = torch.arange(side)[:, None] * frequencies

@@ -22,7 +22,7 @@ from liteframe.runtime import seed_everything
 from liteframe.training.checkpoint import load_weights
 from liteframe.training.loop import LoopConfig, Task, train
 from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer, grow_language_model
-from liteframe.training.pretrain_language import LanguageStageConfig, LanguageTask, build_bank
+from liteframe.training.pretrain_language import LanguageStageConfig, LanguageTask, build_bank, start_projector
 from liteframe.training.pretrain_vision import Tutor, TutorTask, VisionStageConfig, VisionTask
 
 _RECORD = "training.json"
@@ -72,13 +72,15 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     stages = {}
 
     tower = small.model.vision_tower
-    tutor = Tutor((pixels.height // 14, pixels.width // 14), recipe.model.vision_width)
+    tutor = Tutor(recipe.model.patch_grid, recipe.model.vision_width)
     stages["tutor"] = _stage(TutorTask(tutor, recipe.tutor, pixels), recipe.tutor, output / "tutor", "0 tutor")
     vision = VisionTask(tower, tutor, recipe.vision, pixels)
     stages["vision"] = _stage(vision, recipe.vision, output / "vision", "1 vision")
     tower.requires_grad_(False).eval()
     bank = build_bank(tower, recipe.bank_clips, recipe.seed, pixels, output / "bank.safetensors")
 
+    projector = small.model.multi_modal_projector
+    start_projector(projector, vision.module.reader, small.get_input_embeddings(), tokenizer)
     task = LanguageTask(small, prompts, bank, recipe.language)
     stages["language"] = _stage(task, recipe.language, output / "language", "2 language")
     model = grow_language_model(small, recipe.model, tokenizer)
@@ -111,7 +113,7 @@ def _stage(task: Task, config: LoopConfig, output: Path, label: str) -> dict[str
     }
 
 
-def _mean(lines: list[dict[str, float]]) -> dict[str, float]:
+def _mean(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """The last step's number and the mean of every figure over `lines`."""
     figures = [name for name in lines[0] if name not in ("step", "seconds")]
     means = {name: round(sum(line[name] for line in lines) / len(lines), 4) for name in figures}
@@ -147,5 +149,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-

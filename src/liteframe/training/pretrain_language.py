@@ -26,14 +26,18 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import InternVLForConditionalGeneration
+from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerBase
+from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector, InternVLVisionModel
 
+from liteframe.data.needle_art import COLOURS, NAMES
+from liteframe.data.needle_frames import NOTHING
 from liteframe.data.needle_turns import BANK_CLIP, Composition, bank_clip, compose, make_turns
 from liteframe.data.questions import Needle
 from liteframe.encoders.interface import PixelConfig
 from liteframe.language.projector import pixel_shuffle
 from liteframe.language.prompt import PromptBuilder, Slots
 from liteframe.training.loop import LoopConfig
+from liteframe.training.pretrain_vision import CellReader
 from liteframe.video.transform import normalize, resize
 
 
@@ -69,7 +73,7 @@ class FrameBank:
     needles: list[tuple[Needle, ...]]
 
 
-def build_bank(tower: nn.Module, clips: int, seed: int, pixels: PixelConfig, cache: Path) -> FrameBank:
+def build_bank(tower: InternVLVisionModel, clips: int, seed: int, pixels: PixelConfig, cache: Path) -> FrameBank:
     """Render and encode `clips` clips, or take them from `cache` if it holds as many."""
     planned = [bank_clip_needles(seed, index) for index in range(clips)]
     if cache.exists():
@@ -95,6 +99,33 @@ def bank_clip_needles(seed: int, index: int) -> tuple[Needle, ...]:
     from liteframe.data.needles import plan_needles
 
     return plan_needles(np.random.default_rng([0xBA, seed, index]), BANK_CLIP, training=True)
+
+
+@torch.no_grad()
+def start_projector(
+    projector: InternVLMultiModalProjector,
+    reader: CellReader,
+    embeddings: nn.Embedding,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Start the projector so that a cell with a red star says "red" and "star" in the language model's own words.
+
+    Its first hidden units are what the vision stage's reader found (name or colour, against "nothing"); each writes the
+    embedding of its word. The language model then begins with a text to read instead of noise. In place.
+    """
+    projector.layer_norm.load_state_dict(reader.norm.state_dict())
+    nothing = reader.names.weight[NOTHING], reader.names.bias[NOTHING]
+    weights = torch.cat([reader.names.weight[1:], reader.colours.weight]) - nothing[0]
+    biases = torch.cat([reader.names.bias[1:], reader.colours.bias]) - nothing[1]
+    words = [*NAMES, *COLOURS]
+    projector.linear_1.weight[: len(words)] = weights
+    projector.linear_1.bias[: len(words)] = biases
+    for unit, word in enumerate(words):
+        # The word as the first one of an answer and as a later one.
+        ids = {tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in (word, f" {word}")}
+        meaning = embeddings.weight[sorted(ids)].sum(0)
+        # A reader is sure at a difference of about ten.
+        projector.linear_2.weight[:, unit] = meaning / 10
 
 
 @dataclass(frozen=True)
@@ -155,9 +186,7 @@ class LanguageTask:
         for _ in range(config.batch):
             clip = int(rng.integers(len(self._bank.needles)))
             composition = compose(rng, self._bank.needles[clip], num_frames, config.most_needles)
-            turns = make_turns(
-                rng, composition.needles, config.turns, config.multiple_choice_share, config.list_share
-            )
+            turns = make_turns(rng, composition.needles, config.turns, config.multiple_choice_share, config.list_share)
             kept = self._kept_tokens(rng, composition)
             samples.append((self._bank.features[clip, composition.frames], kept, turns))
         return self._pack(samples, num_frames)
@@ -176,12 +205,17 @@ class LanguageTask:
                 score[needle.first_frame : needle.first_frame + needle.num_frames, favoured] += 1
         return np.sort(np.argsort(-score, axis=1)[:, :keep], axis=1)
 
-    def _pack(self, samples: Sequence[tuple[Tensor, np.ndarray, list[tuple[str, str]]]], num_frames: int) -> PackedBatch:
+    def _pack(
+        self, samples: Sequence[tuple[Tensor, np.ndarray, list[tuple[str, str]]]], num_frames: int
+    ) -> PackedBatch:
         lead, per_frame = self._lead, self._bank.features.shape[2]
         texts = [[self._ids(question)[1] + self._answer(answer) for question, answer in turns] for *_, turns in samples]
         after = max(sum(map(len, text)) for text in texts)
         visual = torch.stack(
-            [f.gather(1, torch.from_numpy(k)[..., None].expand(-1, -1, f.shape[-1])).flatten(0, 1) for f, k, _ in samples]
+            [
+                f.gather(1, torch.from_numpy(k)[..., None].expand(-1, -1, f.shape[-1])).flatten(0, 1)
+                for f, k, _ in samples
+            ]
         ).float()
         seen, start = visual.shape[1], len(lead) + num_frames * per_frame
         total = len(lead) + seen + after

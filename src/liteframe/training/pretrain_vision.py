@@ -43,14 +43,17 @@ class CellReader(nn.Module):
 
 
 class Tutor(nn.Module):
-    """A small convolutional network with the tower's grid, for the tower to imitate.
+    """A small convolutional network with the tower's patch grid, for the tower to imitate.
 
-    Convolutions see a shape wherever it is after a few thousand examples; a transformer needs many times more. Imitating
-    features patch by patch teaches far more per frame than labels do (as in DeiT, arXiv 2012.12877, from a convnet).
+    Convolutions see a shape wherever it is after a few thousand examples; a transformer needs many times more.
+    Imitating features patch by patch teaches far more per frame than labels do (as in DeiT, arXiv 2012.12877, from a
+    convnet).
     """
 
     def __init__(self, grid: tuple[int, int], width: int) -> None:
         super().__init__()
+        self.cells = (grid[0] // 2, grid[1] // 2)
+        """Rows and columns that its reader, and the tower's, name: the grid after pixel shuffle."""
 
         def block(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
             convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
@@ -94,10 +97,10 @@ class ReadTower(nn.Module):
 class _CellTask:
     """Batches and label losses that tutor and tower share."""
 
-    def __init__(self, config: VisionStageConfig, pixels: PixelConfig) -> None:
+    def __init__(self, config: VisionStageConfig, pixels: PixelConfig, grid: tuple[int, int]) -> None:
         self._config = config
         self._pixels = pixels
-        self._grid = (pixels.height // 28, pixels.width // 28)
+        self._grid = grid
 
     def batch(self, step: int) -> LabelledFrames:
         """Frames of one step, a function of the seed and the step alone."""
@@ -140,7 +143,7 @@ class TutorTask(_CellTask):
     """The convolutional tutor learns to read needles."""
 
     def __init__(self, tutor: Tutor, config: VisionStageConfig, pixels: PixelConfig) -> None:
-        super().__init__(config, pixels)
+        super().__init__(config, pixels, tutor.cells)
         self.module = tutor
 
     def loss(self, batch: LabelledFrames) -> tuple[Tensor, dict[str, float]]:
@@ -152,8 +155,10 @@ class TutorTask(_CellTask):
 class VisionTask(_CellTask):
     """The vision tower learns the labels and to imitate the frozen tutor, patch by patch."""
 
-    def __init__(self, tower: InternVLVisionModel, tutor: Tutor, config: VisionStageConfig, pixels: PixelConfig) -> None:
-        super().__init__(config, pixels)
+    def __init__(
+        self, tower: InternVLVisionModel, tutor: Tutor, config: VisionStageConfig, pixels: PixelConfig
+    ) -> None:
+        super().__init__(config, pixels, tutor.cells)
         self.module = ReadTower(tower)
         self._tutor = tutor.eval().requires_grad_(False)
 
