@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from liteframe.data.needle_art import COLOURS, NAMES
-from liteframe.data.needle_art import COLOURS, NAMES
 from liteframe.data.needle_turns import BANK_CLIP, compose, make_turns
 from liteframe.data.needles import plan_needles
 from liteframe.language.prompt import PromptBuilder, PromptConfig, Slots
@@ -130,29 +129,6 @@ def test_grown_model_computes_the_same_function(task: LanguageTask) -> None:
     ids = torch.randint(10, 200, (2, 9))
     with torch.no_grad():
         torch.testing.assert_close(grown(input_ids=ids).logits, task.model(input_ids=ids).logits, rtol=0, atol=1e-5)
-
-
-def test_projector_starts_with_the_readers_words() -> None:
-    torch.manual_seed(1)
-    tokenizer = build_tokenizer(TINY.vocabulary)
-    model, reader = build_model(TINY, tokenizer, 1), CellReader(TINY.vision_width)
-    torch.nn.init.normal_(reader.norm.weight)
-    projector, embeddings = model.model.multi_modal_projector, model.get_input_embeddings()
-    start_projector(projector, reader, embeddings, tokenizer)
-    features = torch.randn(5, 4 * TINY.vision_width)
-    with torch.no_grad():
-        hidden = projector.linear_1(projector.layer_norm(features))
-        read = reader.norm(features)
-        names, colours = reader.names(read), reader.colours(read)
-    nothing = names[:, :1]
-    # The same sums, with the difference taken before or after: float32 rounding of about ten terms' size.
-    torch.testing.assert_close(hidden[:, : len(NAMES)], names[:, 1:] - nothing, rtol=1e-4, atol=1e-4)
-    count = len(NAMES) + len(COLOURS)
-    torch.testing.assert_close(hidden[:, len(NAMES) : count], colours - nothing, rtol=1e-4, atol=1e-4)
-    for unit, word in ((NAMES.index("star"), "star"), (len(NAMES) + list(COLOURS).index("red"), "red")):
-        ids = tokenizer.convert_tokens_to_ids([word, f"\u0120{word}"])  # byte-level BPE writes a space as this letter
-        assert tokenizer.decode([ids[1]]) == f" {word}"
-        torch.testing.assert_close(projector.linear_2.weight[:, unit], embeddings.weight[ids].sum(0) / 10)
 
 
 def test_compositions_show_what_their_needles_say() -> None:
