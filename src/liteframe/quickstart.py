@@ -142,7 +142,7 @@ def draw_picture(
     for index, stage in enumerate(STAGES):
         right.barh(0, seconds[stage], left=start, color=f"C{index}", label=f"{stage}  {seconds[stage]:.2f} s")
         start += seconds[stage]
-    right.set(yticks=[], xlabel="seconds a video (three questions)", title="Where the time goes")
+    right.set(ylim=(-0.9, 0.9), yticks=[], xlabel="seconds a video (three questions)", title="Where the time goes")
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, fontsize=8, frameon=False)
     part = path.with_name(f".{path.name}.part")
     figure.savefig(part, format="png", dpi=110)

@@ -42,6 +42,14 @@ batch = 8
 learning_rate = 1e-3
 save_every = 1
 
+[language_first]
+steps = 2
+batch = 2
+learning_rate = 1e-3
+frames = [2, 4]
+tokens_per_frame = 4
+turns = 2
+
 [language]
 steps = 2
 batch = 2
@@ -171,8 +179,8 @@ def test_pretrained_folder_answers(finished: Path, clip: Path) -> None:
 def test_record_tells_how_it_was_trained(finished: Path) -> None:
     record = json.loads((finished / "training.json").read_text())
     assert record["recipe"]["model"]["vision_width"] == 64
-    assert list(record["stages"]) == ["tutor", "vision", "language", "language_full"]
-    assert [stage["steps"] for stage in record["stages"].values()] == [2, 2, 2, 1]
+    assert list(record["stages"]) == ["tutor", "vision", "language_first", "language", "language_full"]
+    assert [stage["steps"] for stage in record["stages"].values()] == [2, 2, 2, 2, 1]
     assert [point["step"] for point in record["stages"]["language"]["curve"]] == [1, 2]
     assert not [p.name for p in finished.iterdir() if p.name.startswith(".") or p.name == "export"]
 

@@ -136,6 +136,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str], dtyp
             checkpoint.tokenizer.save_pretrained(work)
             (work / SETTINGS_FILE).write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
             work.chmod(0o755)
+            for file in work.iterdir():
+                file.chmod(0o644)  # safetensors makes its files private; a shared model folder is meant to be read
             work.replace(folder)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)

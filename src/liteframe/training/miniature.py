@@ -153,6 +153,8 @@ def build_model(
         max_position_embeddings=config.max_positions,
         rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
         tie_word_embeddings=True,
+        # About 1 / sqrt(width), for the same reason as the tower's.
+        initializer_range=0.05,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

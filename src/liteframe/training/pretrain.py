@@ -43,8 +43,10 @@ class PretrainRecipe(Config):
     """Stage 0: a convolutional network that the tower imitates; it is not part of the model."""
     vision: VisionStageConfig
     """Stage 1."""
+    language_first: LanguageStageConfig
+    """Stage 2a: few short clips and plain questions, until the language model looks at what it is asked for."""
     language: LanguageStageConfig
-    """Stage 2: few tokens a frame, the language model still small."""
+    """Stage 2b: few tokens a frame, the language model still small."""
     language_full: LanguageStageConfig
     """Stage 3: all tokens, the language model grown."""
 
@@ -81,8 +83,10 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
 
     projector = small.model.multi_modal_projector
     start_projector(projector, vision.module.reader, small.get_input_embeddings(), tokenizer)
+    first = LanguageTask(small, prompts, bank, recipe.language_first)
+    stages["language_first"] = _stage(first, recipe.language_first, output / "language-first", "2a first questions")
     task = LanguageTask(small, prompts, bank, recipe.language)
-    stages["language"] = _stage(task, recipe.language, output / "language", "2 language")
+    stages["language"] = _stage(task, recipe.language, output / "language", "2b language")
     model = grow_language_model(small, recipe.model, tokenizer)
     full = LanguageTask(model, prompts, bank, recipe.language_full)
     stages["language_full"] = _stage(full, recipe.language_full, output / "language-full", "3 language, all tokens")
