@@ -147,8 +147,7 @@ def ask(
 
     answers = []
     for each in [question, *(also or [])]:
-        Console().print(Text(each, style="bold"))
-        with terminal.streamed(f"Watching {video}") as (on_progress, on_text):
+        with terminal.streamed(f"Watching {video}", each) as (on_progress, on_text):
             answer = llm.ask(
                 source, each, **sampling, **generation, seed=seed, on_text=on_text, on_progress=on_progress
             )

@@ -131,13 +131,21 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def streamed(what: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
-    """A bar that gives way to the first text; gives ``on_progress(done, total)`` and ``on_text(text)``."""
+def streamed(what: str, question: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
+    """A bar that gives way to the question and its answer; gives ``on_progress(done, total)`` and ``on_text(text)``.
+
+    The question is printed with the first piece of the answer: one that is refused leaves only the line that says why.
+    """
     with _bar() as bar:
         task = bar.add_task(what, total=None)
+        is_asked = False
 
         def on_text(text: str) -> None:
+            nonlocal is_asked
             bar.stop()  # while it runs, rich holds back what is written to standard output
+            if not is_asked:
+                is_asked = True
+                Console().print(Text(question, style="bold"))
             sys.stdout.write(text)
             sys.stdout.flush()
 
