@@ -263,7 +263,7 @@ def needles(
 
 @_command("""
     liteframe pretrain --recipe recipes/mini_teacher.toml
-    liteframe pretrain --recipe recipes/mini_teacher.toml --set output=runs/mini --set steps=100
+    liteframe pretrain --recipe recipes/mini_teacher.toml --set output=runs/mini --set vision.steps=100
 """)
 def pretrain(
     recipe: Annotated[Path, typer.Option(help="A TOML file, see recipes/.", show_default=False)],
