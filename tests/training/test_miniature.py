@@ -26,8 +26,6 @@ vision_width = 64
 vision_layers = 2
 vision_mlp = 64
 text_width = 64
-text_layers = 1
-grown_text_layers = 2
 text_mlp = 64
 key_value_heads = 1
 
@@ -42,7 +40,9 @@ batch = 8
 learning_rate = 1e-3
 save_every = 1
 
-[language_first]
+[[language]]
+name = "first"
+text_layers = 1
 steps = 2
 batch = 2
 learning_rate = 1e-3
@@ -50,7 +50,11 @@ frames = [2, 4]
 tokens_per_frame = 4
 turns = 2
 
-[language]
+[[language]]
+name = "more"
+text_layers = 1
+multiple_choice_share = 0.5
+spelled_share = 0.5
 steps = 2
 batch = 2
 learning_rate = 1e-3
@@ -58,7 +62,9 @@ frames = [2, 4]
 tokens_per_frame = 4
 turns = 2
 
-[language_full]
+[[language]]
+name = "full"
+text_layers = 2
 steps = 1
 batch = 1
 learning_rate = 1e-3
@@ -179,9 +185,9 @@ def test_pretrained_folder_answers(finished: Path, clip: Path) -> None:
 def test_record_tells_how_it_was_trained(finished: Path) -> None:
     record = json.loads((finished / "training.json").read_text())
     assert record["recipe"]["model"]["vision_width"] == 64
-    assert list(record["stages"]) == ["tutor", "vision", "language_first", "language", "language_full"]
+    assert list(record["stages"]) == ["tutor", "vision", "language-first", "language-more", "language-full"]
     assert [stage["steps"] for stage in record["stages"].values()] == [2, 2, 2, 2, 1]
-    assert [point["step"] for point in record["stages"]["language"]["curve"]] == [1, 2]
+    assert [point["step"] for point in record["stages"]["language-more"]["curve"]] == [1, 2]
     assert not [p.name for p in finished.iterdir() if p.name.startswith(".") or p.name == "export"]
 
 
@@ -250,3 +256,16 @@ def test_the_projects_recipe_is_valid() -> None:
     if not path.exists():
         pytest.skip(f"no {path}")
     assert module.PretrainRecipe.from_toml(path).model.image_size == 112
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"), [("text_layers = 2", "text_layers = 3", "between"), ('"full"', '"more"', "same name")]
+)
+def test_stages_of_language_grow_step_by_step_and_have_names_of_their_own(
+    tmp_path: Path, old: str, new: str, word: str
+) -> None:
+    path = recipe(tmp_path, tmp_path / "run")
+    assert path.read_text().count(old) == 1
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ConfigError, match=word):
+        pretrain(path)

@@ -20,23 +20,21 @@ from liteframe.training.pretrain_language import (
 )
 from liteframe.training.pretrain_vision import CellReader
 
-TINY = MiniatureConfig(
-    vision_width=64, vision_layers=1, text_width=128, text_layers=2, grown_text_layers=3, text_mlp=96, key_value_heads=1
-)
+TINY = MiniatureConfig(vision_width=64, vision_layers=1, text_width=128, text_mlp=96, key_value_heads=1)
 
 
 @pytest.fixture(scope="module")
 def task() -> LanguageTask:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(TINY.vocabulary)
-    model = build_model(TINY, tokenizer, TINY.text_layers).eval()
+    model = build_model(TINY, tokenizer, 2).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3)  # so that outputs depend on everything they may see
     features = torch.randn(3, BANK_CLIP.frames, 16, 4 * TINY.vision_width).half()
     bank = FrameBank(features, [bank_clip_needles(0, i) for i in range(3)])
-    config = LanguageStageConfig(steps=3, learning_rate=1e-3, batch=3, frames=(5,), turns=4)
+    config = LanguageStageConfig(name="t", text_layers=2, steps=3, learning_rate=1e-3, batch=3, frames=(5,), turns=4)
     prompts = PromptBuilder(tokenizer, PromptConfig.named("bare"), model.config.image_token_id)
     task = LanguageTask(model, prompts, bank, config)
     task.model, task.prompts = model, prompts
@@ -124,7 +122,7 @@ def test_batches_depend_on_the_step_alone(task: LanguageTask) -> None:
 
 
 def test_grown_model_computes_the_same_function(task: LanguageTask) -> None:
-    grown = grow_language_model(task.model, TINY, task.prompts.tokenizer).eval()
+    grown = grow_language_model(task.model, TINY, task.prompts.tokenizer, 3).eval()
     assert grown.config.text_config.num_hidden_layers == 3
     ids = torch.randint(10, 200, (2, 9))
     with torch.no_grad():
@@ -148,3 +146,14 @@ def test_compositions_show_what_their_needles_say() -> None:
                 expected[at] = needle.what
         assert shown == expected
         assert len(make_turns(rng, clip.needles, 6, 0.3, 0.5)) >= 1
+
+
+def test_a_spelled_answer_is_the_option_and_then_its_letter() -> None:
+    needles = bank_clip_needles(0, 0)[:4]
+    turns = make_turns(np.random.default_rng(1), needles, 40, 1.0, 0.0, spelled_share=0.5)
+    spelled = [(prompt, answer) for prompt, answer in turns if "then its letter" in prompt]
+    assert 10 < len(spelled) < 30
+    for prompt, answer in spelled:
+        option, letter = answer.split("\n")
+        assert f"\n{letter}. {option}\n" in prompt
+    assert all(answer in "ABCD" for prompt, answer in turns if "then its letter" not in prompt)

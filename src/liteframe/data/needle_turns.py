@@ -19,6 +19,7 @@ from liteframe.data.questions import LETTERS, TASKS, Needle, make_question, mult
 
 BANK_CLIP = NeedleConfig(frames=48, needles=(10, 10), needle_frames=(1, 4), digit_share=0.25, needle_size=(0.43, 0.57))
 LIST_QUESTION = "List everything that was shown, in order."
+SPELLED_INSTRUCTION = "Answer with the option, then its letter."
 
 
 def bank_clip(seed: int, index: int) -> tuple[np.ndarray, tuple[Needle, ...]]:
@@ -74,11 +75,17 @@ def compose(rng: np.random.Generator, needles: Sequence[Needle], num_frames: int
 
 
 def make_turns(
-    rng: np.random.Generator, needles: tuple[Needle, ...], count: int, multiple_choice_share: float, list_share: float
+    rng: np.random.Generator,
+    needles: tuple[Needle, ...],
+    count: int,
+    multiple_choice_share: float,
+    list_share: float,
+    spelled_share: float = 0.0,
 ) -> list[tuple[str, str]]:
     """At most `count` different (prompt, answer) pairs about one clip, going round the tasks.
 
-    A multiple-choice answer is the letter.
+    A multiple-choice answer is the letter; of a `spelled_share` of them it is the option and then its letter, which
+    teaches finding the answer and finding its letter one after the other.
     """
     turns: dict[str, str] = {}
     if rng.random() < list_share:
@@ -92,8 +99,12 @@ def make_turns(
         if question is None:
             continue
         if question.options:
-            prompt = multiple_choice_prompt(question.question, question.options)
-            turns.setdefault(prompt, LETTERS[question.options.index(question.answer)])
+            letter = LETTERS[question.options.index(question.answer)]
+            if rng.random() < spelled_share:
+                prompt = multiple_choice_prompt(question.question, question.options, SPELLED_INSTRUCTION)
+                turns.setdefault(prompt, f"{question.answer}\n{letter}")
+            else:
+                turns.setdefault(multiple_choice_prompt(question.question, question.options), letter)
         else:
             turns.setdefault(question.question, question.answer)
     return list(turns.items())

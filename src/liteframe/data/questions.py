@@ -203,7 +203,9 @@ def _options(answer: str, others: Sequence[str], rng: np.random.Generator) -> tu
     return tuple(options[int(i)] for i in rng.permutation(len(options)))
 
 
-def multiple_choice_prompt(question: str, options: Sequence[str]) -> str:
-    """The question with lettered options and the instruction that the benchmarks of the field use."""
+def multiple_choice_prompt(
+    question: str, options: Sequence[str], instruction: str = MULTIPLE_CHOICE_INSTRUCTION
+) -> str:
+    """The question with lettered options and an instruction; the usual one is what the field's benchmarks use."""
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
-    return "\n".join([question, *lines, MULTIPLE_CHOICE_INSTRUCTION])
+    return "\n".join([question, *lines, instruction])

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
 from liteframe.config import Config
+from liteframe.data.needle_turns import LIST_QUESTION, SPELLED_INSTRUCTION
 from liteframe.data.needles import NeedleConfig, plan_needles
 from liteframe.data.questions import TASKS, make_question, multiple_choice_prompt
 
@@ -55,11 +56,7 @@ class MiniatureConfig(Config):
     """Width of its MLP."""
     text_width: int = 384
     """Hidden size of the language model."""
-    text_layers: int = pydantic.Field(5, ge=1)
-    """Blocks of the language model while it learns to read."""
-    grown_text_layers: int = pydantic.Field(10, ge=1)
-    """Blocks after growth: copies that start as identity are put between (LLaMA-Pro, arXiv 2401.02415)."""
-    text_mlp: int = 1024
+    text_mlp: int = 896
     """Width of the language model's gated MLP."""
     key_value_heads: int = 2
     """Heads of keys and values; queries have text_width / 64."""
@@ -92,6 +89,8 @@ def _corpus() -> Iterator[str]:
         yield multiple_choice_prompt(question.question, options) if options else question.question
         yield question.answer
         yield ", ".join(needle.what for needle in needles)
+        yield LIST_QUESTION
+        yield SPELLED_INSTRUCTION
 
 
 def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
@@ -237,18 +236,21 @@ def _start_positions(embeddings: Tensor, side: int) -> None:
 
 
 def grow_language_model(
-    small: InternVLForConditionalGeneration, config: MiniatureConfig, tokenizer: PreTrainedTokenizerFast
+    small: InternVLForConditionalGeneration,
+    config: MiniatureConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    text_layers: int,
 ) -> InternVLForConditionalGeneration:
-    """The same function with `grown_text_layers` blocks.
+    """The same function with `text_layers` blocks.
 
     Behind each old block goes a copy whose two output projections are zero, so that it adds nothing until it is trained
     (block expansion as in LLaMA-Pro, arXiv 2401.02415). With fewer copies than blocks, the first blocks get them.
     """
-    large = build_model(config, tokenizer, config.grown_text_layers)
+    large = build_model(config, tokenizer, text_layers)
     old_count = small.config.text_config.num_hidden_layers
-    added = config.grown_text_layers - old_count
+    added = text_layers - old_count
     if not 0 <= added <= old_count:
-        raise ValueError(f"grown_text_layers {config.grown_text_layers} is not between {old_count} and {2 * old_count}")
+        raise ValueError(f"text_layers {text_layers} is not between {old_count} and {2 * old_count}")
     sources = [(i, copy) for i in range(old_count) for copy in ([False, True] if i < added else [False])]
     language = {k: v for k, v in small.state_dict().items() if ".language_model.layers." not in k}
     large.load_state_dict(language, strict=False)

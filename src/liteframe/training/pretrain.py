@@ -1,7 +1,8 @@
-"""The miniature from nothing: vision, then language on few tokens, then the grown language model on all of them."""
+"""The miniature from nothing: a tutor, the vision tower, then the language model in stages of growing difficulty."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -43,12 +45,21 @@ class PretrainRecipe(Config):
     """Stage 0: a convolutional network that the tower imitates; it is not part of the model."""
     vision: VisionStageConfig
     """Stage 1."""
-    language_first: LanguageStageConfig
-    """Stage 2a: few short clips and plain questions, until the language model looks at what it is asked for."""
-    language: LanguageStageConfig
-    """Stage 2b: few tokens a frame, the language model still small."""
-    language_full: LanguageStageConfig
-    """Stage 3: all tokens, the language model grown."""
+    language: tuple[LanguageStageConfig, ...] = pydantic.Field(min_length=1)
+    """Stages 2, 3, ...: from few short clips and plain questions to all tokens of long ones."""
+
+    @pydantic.field_validator("language")
+    @classmethod
+    def _grows(cls, stages: tuple[LanguageStageConfig, ...]) -> tuple[LanguageStageConfig, ...]:
+        if len({stage.name for stage in stages}) < len(stages):
+            raise ValueError("two stages have the same name")
+        for before, after in itertools.pairwise(stages):
+            if not before.text_layers <= after.text_layers <= 2 * before.text_layers:
+                raise ValueError(
+                    f"stage '{after.name}': text_layers {after.text_layers} is not between "
+                    f"{before.text_layers} and {2 * before.text_layers}"
+                )
+        return stages
 
 
 def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -69,11 +80,11 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     seed_everything(recipe.seed)
     pixels = PixelConfig(height=recipe.model.image_size, width=recipe.model.image_size)
     tokenizer = build_tokenizer(recipe.model.vocabulary)
-    small = build_model(recipe.model, tokenizer, recipe.model.text_layers)
-    prompts = PromptBuilder(tokenizer, PromptConfig.named("bare"), small.config.image_token_id)
+    model = build_model(recipe.model, tokenizer, recipe.language[0].text_layers)
+    prompts = PromptBuilder(tokenizer, PromptConfig.named("bare"), model.config.image_token_id)
     stages = {}
 
-    tower = small.model.vision_tower
+    tower = model.model.vision_tower
     tutor = Tutor(recipe.model.patch_grid, recipe.model.vision_width)
     stages["tutor"] = _stage(TutorTask(tutor, recipe.tutor, pixels), recipe.tutor, output / "tutor", "0 tutor")
     vision = VisionTask(tower, tutor, recipe.vision, pixels)
@@ -81,15 +92,13 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     tower.requires_grad_(False).eval()
     bank = build_bank(tower, recipe.bank_clips, recipe.seed, pixels, output / "bank.safetensors")
 
-    projector = small.model.multi_modal_projector
-    start_projector(projector, vision.module.reader, small.get_input_embeddings(), tokenizer)
-    first = LanguageTask(small, prompts, bank, recipe.language_first)
-    stages["language_first"] = _stage(first, recipe.language_first, output / "language-first", "2a first questions")
-    task = LanguageTask(small, prompts, bank, recipe.language)
-    stages["language"] = _stage(task, recipe.language, output / "language", "2b language")
-    model = grow_language_model(small, recipe.model, tokenizer)
-    full = LanguageTask(model, prompts, bank, recipe.language_full)
-    stages["language_full"] = _stage(full, recipe.language_full, output / "language-full", "3 language, all tokens")
+    start_projector(model.model.multi_modal_projector, vision.module.reader, model.get_input_embeddings(), tokenizer)
+    for number, stage in enumerate(recipe.language, start=2):
+        if stage.text_layers != model.config.text_config.num_hidden_layers:
+            model = grow_language_model(model, recipe.model, tokenizer, stage.text_layers)
+        name = f"language-{stage.name}"
+        task = LanguageTask(model, prompts, bank, stage)
+        stages[name] = _stage(task, stage, output / name, f"{number} {name}")
 
     record = {
         "command": shlex.join(["liteframe", "pretrain", "--recipe", str(recipe_path)]),

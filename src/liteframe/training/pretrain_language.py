@@ -1,4 +1,4 @@
-"""Stages 2 and 3 of the miniature: its projector and language model learn to read the frozen tower's tokens.
+"""The language stages of the miniature: its projector and language model learn to read the frozen tower's tokens.
 
 Two things make this cheap enough for two CPU cores:
 
@@ -6,8 +6,8 @@ Two things make this cheap enough for two CPU cores:
 * Many questions share one video's tokens. They sit behind it in one sequence, and the attention mask keeps them from
   seeing each other, so that each is exactly what a single question looks like when the model is used.
 
-In stage 2 only some of each frame's tokens are kept, at their true positions (as FLIP does with patches, arXiv
-2212.00794); stage 3 sees all of them.
+A stage may keep only some of each frame's tokens, at their true positions (as FLIP does with patches, arXiv
+2212.00794).
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ from liteframe.video.transform import normalize, resize
 class LanguageStageConfig(LoopConfig):
     """Settings of one language stage."""
 
+    name: str = pydantic.Field(pattern="^[a-z][a-z0-9-]*$")
+    """What it is called: its folder is OUTPUT/language-NAME."""
+    text_layers: int = pydantic.Field(ge=1)
+    """Blocks of the language model; more than in the stage before: copies that start as identity are put between."""
     batch: int = pydantic.Field(16, ge=1)
     """Videos a step."""
     frames: tuple[int, ...] = (4, 8, 16, 32)
@@ -56,6 +60,8 @@ class LanguageStageConfig(LoopConfig):
     """Most needles in a clip."""
     multiple_choice_share: float = 0.35
     """Share of questions with options."""
+    spelled_share: float = 0.0
+    """Share of those whose answer is the option's text and then its letter, instead of the letter alone."""
     list_share: float = 0.5
     """Share of videos with the question for everything that was shown: the densest lesson."""
 
@@ -186,7 +192,14 @@ class LanguageTask:
         for _ in range(config.batch):
             clip = int(rng.integers(len(self._bank.needles)))
             composition = compose(rng, self._bank.needles[clip], num_frames, config.most_needles)
-            turns = make_turns(rng, composition.needles, config.turns, config.multiple_choice_share, config.list_share)
+            turns = make_turns(
+                rng,
+                composition.needles,
+                config.turns,
+                config.multiple_choice_share,
+                config.list_share,
+                config.spelled_share,
+            )
             kept = self._kept_tokens(rng, composition)
             samples.append((self._bank.features[clip, composition.frames], kept, turns))
         return self._pack(samples, num_frames)
