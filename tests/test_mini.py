@@ -31,7 +31,9 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_record_stands_beside_the_weights(mini: str) -> None:
     record = json.loads((MINI / "training.json").read_text())
     assert record["command"].startswith("liteframe pretrain --recipe recipes/")
-    assert list(record["stages"])[:2] == ["tutor", "vision"] and "language-full" in record["stages"]
+    first, second, *language = record["stages"]
+    assert (first, second) == ("tutor", "vision")
+    assert language and all(name.startswith("language") for name in language)
     assert all(stage["curve"][-1]["loss"] < stage["curve"][0]["loss"] for stage in record["stages"].values())
     assert record["minutes"] < 120
 

@@ -71,6 +71,10 @@ Model = Annotated[str, typer.Option(help="mini (shipped), a folder, or a hub id 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Recipe = Annotated[Path, typer.Option(help="A TOML file, see recipes/.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 Command = Callable[..., dict[str, Any] | None]
 
@@ -265,13 +269,7 @@ def needles(
     liteframe pretrain --recipe recipes/mini_teacher.toml
     liteframe pretrain --recipe recipes/mini_teacher.toml --set output=runs/mini --set vision.steps=100
 """)
-def pretrain(
-    recipe: Annotated[Path, typer.Option(help="A TOML file, see recipes/.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe.")
-    ] = None,
-    as_json: AsJson = False,
-) -> dict[str, Any]:
+def pretrain(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> dict[str, Any]:
     """Train the miniature from nothing. The same command with the same output resumes where it stopped."""
     from liteframe.training.pretrain import pretrain as train
 

@@ -90,11 +90,10 @@ def load_checkpoint(
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(torch_device, dtype)
     folder = find_checkpoint(name)
-    config = _read_json(name, folder / "config.json", missing="has no config.json; give the folder of a checkpoint")
-    _check_architecture(name, config)
+    _, pixels = read_checkpoint_config(name, folder)
     settings = _read_settings(name, folder)
     tokenizer = _load_tokenizer(name, folder)
-    _check_weight_files(name, folder)
+    check_weight_files(name, folder)
     model = _load_model(name, folder, torch_dtype).eval()
     try:
         PromptBuilder(tokenizer, settings.prompt, model.config.image_token_id)
@@ -104,7 +103,7 @@ def load_checkpoint(
         model=model.to(torch_device),
         tokenizer=tokenizer,
         prompt=settings.prompt,
-        pixels=settings.pixels or _read_pixels(name, folder, config),
+        pixels=pixels,
         name=name,
         encoder=settings.encoder,
         folder=folder,
@@ -210,6 +209,17 @@ def _read_json(name: str, path: Path, missing: str) -> dict[str, Any]:
     return values
 
 
+def read_checkpoint_config(name: str, folder: Path) -> tuple[dict[str, Any], PixelConfig]:
+    """The ``config.json`` of a checkpoint that can be loaded, and the frames that it expects.
+
+    Raises:
+        CheckpointError: there is none, or it is of another architecture.
+    """
+    config = _read_json(name, folder / "config.json", missing="has no config.json; give the folder of a checkpoint")
+    _check_architecture(name, config)
+    return config, _read_settings(name, folder).pixels or _read_pixels(name, folder, config)
+
+
 def _check_architecture(name: str, config: dict[str, Any]) -> None:
     kind = config.get("model_type")
     if kind == "internvl":
@@ -238,7 +248,7 @@ def _load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(name, f"its tokenizer cannot be loaded ({_first_line(error)})") from None
 
 
-def _check_weight_files(name: str, folder: Path) -> None:
+def check_weight_files(name: str, folder: Path) -> None:
     """Every safetensors file is there and whole, as far as its header shows, before anything is allocated."""
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import platform
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +23,7 @@ from liteframe.training.loop import LoopConfig, Task, train
 from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer, grow_language_model
 from liteframe.training.pretrain_language import LanguageStageConfig, LanguageTask, build_bank, start_projector
 from liteframe.training.pretrain_vision import Tutor, TutorTask, VisionStageConfig, VisionTask
-
-_RECORD = "training.json"
+from liteframe.training.record import command_line, curve, finished_record, machine, write_record
 
 
 class PretrainRecipe(Config):
@@ -74,9 +70,9 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     """
     recipe = PretrainRecipe.from_toml(recipe_path, overrides)
     output = Path(recipe.output)
-    if (output / _RECORD).exists():
+    if (finished := finished_record(output)) is not None:
         print(f"{output}: is finished; give --set output=... for another run", file=sys.stderr)
-        return json.loads((output / _RECORD).read_text(encoding="utf-8"))
+        return finished
     seed_everything(recipe.seed)
     pixels = PixelConfig(height=recipe.model.image_size, width=recipe.model.image_size)
     tokenizer = build_tokenizer(recipe.model.vocabulary)
@@ -101,9 +97,9 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
         stages[name] = _stage(task, stage, output / name, f"{number} {name}")
 
     record = {
-        "command": shlex.join(["liteframe", "pretrain", "--recipe", str(recipe_path)]),
+        "command": command_line("pretrain", recipe_path, overrides),
         "recipe": recipe.model_dump(mode="json"),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__},
+        "machine": machine(),
         "minutes": round(sum(stage["minutes"] for stage in stages.values()), 1),
         "stages": stages,
     }
@@ -117,20 +113,7 @@ def _stage(task: Task, config: LoopConfig, output: Path, label: str) -> dict[str
     if not (last / "state.json").is_file():
         last = train(task, config, output, label)
     load_weights(last, task.module)
-    lines = [json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    every = max(1, len(lines) // 40)
-    return {
-        "steps": config.steps,
-        "minutes": round(sum(line["seconds"] for line in lines) / 60, 1),
-        "curve": [_mean(lines[i : i + every]) for i in range(0, len(lines), every)],
-    }
-
-
-def _mean(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last step's number and the mean of every figure over `lines`."""
-    figures = [name for name in lines[0] if name not in ("step", "seconds")]
-    means = {name: round(sum(line[name] for line in lines) / len(lines), 4) for name in figures}
-    return {"step": lines[-1]["step"], **means}
+    return {"steps": config.steps, **curve(output / "log.jsonl")}
 
 
 def _export(
@@ -148,17 +131,4 @@ def _export(
     for path in sorted(folder.iterdir()):
         os.replace(path, output / path.name)
     folder.rmdir()
-    part = output / f".{_RECORD}.part"
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, output / _RECORD)
-
-
-def _processor() -> str:
-    """The processor's name, as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    write_record(output, record)

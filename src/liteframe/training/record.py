@@ -1,0 +1,75 @@
+"""The record that stands beside trained weights: the command, the recipe, the machine, the curves."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RECORD = "training.json"
+"""Name of the record in a run's output folder; it is written last, so its presence says that the run is finished."""
+
+_CURVE_POINTS = 40
+
+
+def finished_record(output: Path) -> dict[str, Any] | None:
+    """The record of a finished run, or None."""
+    path = output / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def write_record(output: Path, record: dict[str, Any]) -> None:
+    """Write the record, whole or not at all."""
+    part = output / f".{RECORD}.part"
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, output / RECORD)
+
+
+def command_line(command: str, recipe: str | Path, overrides: Sequence[str]) -> str:
+    """What to type to run it again."""
+    words = ["liteframe", command, "--recipe", str(recipe)]
+    for override in overrides:
+        words += ["--set", override]
+    return shlex.join(words)
+
+
+def curve(log: Path) -> dict[str, Any]:
+    """Minutes and the thinned-out curve of a ``log.jsonl``: the mean of every figure over each stretch of steps."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    every = max(1, len(lines) // _CURVE_POINTS)
+    return {
+        "minutes": round(sum(line["seconds"] for line in lines) / 60, 1),
+        "curve": [_mean(lines[start : start + every]) for start in range(0, len(lines), every)],
+    }
+
+
+def _mean(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last step's number and the mean of every figure over `lines`."""
+    figures = [name for name in lines[0] if name not in ("step", "seconds")]
+    means = {name: round(sum(line[name] for line in lines) / len(lines), 4) for name in figures}
+    return {"step": lines[-1]["step"], **means}
+
+
+def machine() -> dict[str, Any]:
+    """What the run ran on."""
+    facts = {"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__}
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _processor() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
