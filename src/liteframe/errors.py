@@ -60,5 +60,13 @@ class ConfigError(LiteFrameError):
     """A recipe or setting that cannot be used: an unknown key, a wrong type, an impossible value."""
 
 
+class DataError(LiteFrameError):
+    """Training data that cannot be used: a bad manifest, too many unreadable videos, a cache of another run."""
+
+
+class DataWarning(UserWarning):
+    """Training goes on, but without something about its data: a cache or a list that can no longer be written."""
+
+
 class InputError(LiteFrameError, ValueError):
     """An argument that cannot be used: no frames asked for, an empty question, an unknown encoder."""

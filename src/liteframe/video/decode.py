@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from os import PathLike
 from typing import Any
 
@@ -60,11 +60,17 @@ def read_video(
     return Frames(np.stack(pictures), np.array(seconds, dtype=np.float64))
 
 
-def iter_frames(path: str | PathLike[str], sampling: Sampling) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
-    """Yield ``(seconds, picture)`` for each frame that `sampling` wants, in bounded memory; see `read_video`."""
+def iter_frames(
+    path: str | PathLike[str], sampling: Sampling, on_warning: Callable[[str], None] | None = None
+) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
+    """Yield ``(seconds, picture)`` for each frame that `sampling` wants, in bounded memory; see `read_video`.
+
+    `on_warning` gets the text of what would be a VideoWarning: several threads cannot each catch their own warnings.
+    """
+    warn = on_warning or (lambda text: _warn(path, text))
     source = examine(path)
     for fault in source.info.faults:
-        _warn(path, fault.text)
+        warn(fault.text)
     times = _plan(source, sampling)
     reader = _Reader(source)
     num_given = 0
@@ -79,12 +85,12 @@ def iter_frames(path: str | PathLike[str], sampling: Sampling) -> Iterator[tuple
     if num_given == 0:
         raise VideoError(path, "no frames", "no frame of that span can be decoded; take another span or get a new copy")
     if reader.num_damaged:
-        _warn(path, f"{reader.num_damaged} damaged packets or pictures were skipped")
+        warn(f"{reader.num_damaged} damaged packets or pictures were skipped")
     if reader.num_estimated:
-        _warn(path, f"{reader.num_estimated} frames had no timestamp of their own: their times are estimated")
+        warn(f"{reader.num_estimated} frames had no timestamp of their own: their times are estimated")
     num_wanted = _num_asked(sampling) if times is None else len(times)
     if num_wanted is not None and num_given < num_wanted:
-        _warn(path, f"{num_wanted} frames were wanted, {num_given} different ones exist at those times")
+        warn(f"{num_wanted} frames were wanted, {num_given} different ones exist at those times")
 
 
 def expected_frames(info: VideoInfo, sampling: Sampling) -> int:
@@ -137,7 +143,7 @@ def _check_range(path: str, sampling: Sampling, duration_seconds: float) -> None
 
 
 def _warn(path: str | PathLike[str], text: str) -> None:
-    warnings.warn(f"{path}: {text}", VideoWarning, stacklevel=3)
+    warnings.warn(f"{path}: {text}", VideoWarning, stacklevel=4)
 
 
 class _DamagedError(Exception):
