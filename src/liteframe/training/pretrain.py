@@ -112,11 +112,8 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
 
 
 def _stage(task: Task, config: LoopConfig, output: Path, label: str) -> dict[str, Any]:
-    """Train one stage unless its last checkpoint is there; return its minutes and its thinned-out curve."""
-    last = output / f"step-{config.steps:08d}"
-    if not (last / "state.json").is_file():
-        last = train(task, config, output, label)
-    load_weights(last, task.module)
+    """Train one stage, or what is left of it; return its minutes and its thinned-out curve."""
+    load_weights(train(task, config, output, label), task.module)
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     every = max(1, len(lines) // 40)
     return {
@@ -127,9 +124,12 @@ def _stage(task: Task, config: LoopConfig, output: Path, label: str) -> dict[str
 
 
 def _mean(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last step's number and the mean of every figure over `lines`."""
-    figures = [name for name in lines[0] if name not in ("step", "seconds")]
-    means = {name: round(sum(line[name] for line in lines) / len(lines), 4) for name in figures}
+    """The last step's number and the mean of every figure over `lines`; null, which is no number, does not count."""
+    means = {}
+    for name in lines[0]:
+        values = [line[name] for line in lines if line[name] is not None]
+        if name not in ("step", "seconds") and values:
+            means[name] = round(sum(values) / len(values), 4)
     return {"step": lines[-1]["step"], **means}
 
 
