@@ -33,7 +33,7 @@ class VideoWarning(UserWarning):
 
 
 class CheckpointError(LiteFrameError):
-    """A model folder or hub id that cannot be loaded; `path` is what the caller named."""
+    """A model folder, hub id or file of a run that cannot be loaded or written; `path` is which."""
 
     def __init__(self, path: str | PathLike[str], message: str) -> None:
         super().__init__(f"{path}: {message}")

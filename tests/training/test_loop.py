@@ -8,48 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tiny_run import CONFIG, SAMPLES, SETTINGS, KilledError, Points, Regression, logged, state
 from torch import Tensor, nn
 
-from liteframe.errors import CheckpointError
+from liteframe.errors import ConfigError
 from liteframe.training import checkpoint
 from liteframe.training.checkpoint import load_weights, newest_training_state
 from liteframe.training.loop import LoopConfig, Task, TrainingError, train
 from liteframe.training.optimizer import learning_rate_at, make_optimizer
-
-CONFIG = LoopConfig(steps=10, learning_rate=0.05, save_every=3, warmup_share=0.2)
-
-
-class KilledError(Exception):
-    pass
-
-
-class Regression:
-    """y = x w by a linear layer behind batch normalisation, which has statistics besides its parameters."""
-
-    def __init__(self, width: int = 3, kill_batch: int = -1, kill_loss: int = -1, poison: int = -1) -> None:
-        torch.manual_seed(0)
-        self.module = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, 1))
-        self.kill_batch, self.kill_loss, self.poison = kill_batch, kill_loss, poison
-
-    def batch(self, step: int) -> tuple[int, Tensor]:
-        if step == self.kill_batch:
-            raise KilledError
-        return step, torch.randn(8, 3, generator=torch.Generator().manual_seed(step)) + step
-
-    def loss(self, batch: tuple[int, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        step, x = batch
-        if step == self.kill_loss:
-            raise KilledError
-        loss = (self.module(x)[:, 0] - x @ torch.tensor([1.0, -2.0, 0.5])).square().mean()
-        return (loss * math.nan if step == self.poison else loss), {"biggest": float(x.max())}
-
-
-def state(task: Regression) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in task.module.state_dict().items()}
-
-
-def logged(output: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (output / "log.jsonl").read_text().splitlines()]
+from liteframe.training.run_log import shown
 
 
 @pytest.fixture(scope="module")
@@ -143,35 +111,6 @@ def test_loss_that_is_no_number_stops_before_the_update(tmp_path: Path) -> None:
     assert newest_training_state(tmp_path) == tmp_path / "step-00000004"
 
 
-def test_checkpoint_of_another_model_is_refused_and_changes_nothing(tmp_path: Path) -> None:
-    folder = train(Regression(), CONFIG.model_copy(update={"steps": 1}), tmp_path, "run")
-    other = Regression(width=4)
-    before = state(other)
-    with pytest.raises(CheckpointError, match="another model"):
-        train(other, CONFIG, tmp_path, "other")
-    with pytest.raises(CheckpointError, match="another model"):
-        load_weights(folder, other.module)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in other.module.state_dict().items())
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "buffers.safetensors", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["cut", "absent"])
-def test_damaged_checkpoint_is_named(tmp_path: Path, file: str, damage: str) -> None:
-    folder = train(Regression(), CONFIG.model_copy(update={"steps": 2}), tmp_path, "run")
-    task = Regression()
-    before = state(task)
-    if damage == "cut":
-        (folder / file).write_bytes((folder / file).read_bytes()[:-20])
-    else:
-        (folder / file).unlink()
-    if (file, damage) == ("state.json", "absent"):
-        assert newest_training_state(tmp_path) is None  # such a folder was never finished
-        return
-    with pytest.raises(CheckpointError, match=r"step-00000002: is damaged .*delete it"):
-        train(task, CONFIG, tmp_path, "again")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in task.module.state_dict().items())
-
-
 def test_rates_follow_the_formula() -> None:
     rates = [learning_rate_at(step, 100, 0.4, 0.1, 0.02) for step in range(100)]
     assert rates[0] == pytest.approx(0.04) and rates[4] == pytest.approx(0.2)
@@ -207,3 +146,176 @@ def test_only_matrices_decay_and_frozen_parameters_stay() -> None:
 
 def test_a_class_with_the_three_members_is_a_task() -> None:
     assert isinstance(Regression(), Task)
+
+
+# --- parts, weights, averages ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_weight", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 10])
+def test_accumulation_is_the_plain_mean_over_all_samples(tmp_path: Path, accumulate: int, by_weight: bool) -> None:
+    """Against a loop written out with torch alone; 10 parts of 7 points leave some parts without any."""
+    config = LoopConfig(**SETTINGS, accumulate=accumulate)
+    task = OwnWeights() if by_weight else Points(skips=True)
+    train(task, config, tmp_path, "run")
+
+    plain = Points(skips=True)
+    optimizer = make_optimizer(plain.module, config.learning_rate, config.weight_decay)
+    for step in range(config.steps):
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = learning_rate_at(step, 12, 0.05, 0.05, 0.02)
+        batch = plain.part(step, 0, 1)
+        if batch is None:
+            continue
+        first, gelu, _, last, _ = plain.module
+        error = (last(gelu(first(batch[2])))[:, 0] - batch[2].sin().sum(1)).square()
+        weights = torch.tensor([1.0 + number if by_weight else 1.0 for number in batch[1]])
+        optimizer.zero_grad()
+        ((error * weights).sum() / weights.sum()).backward()
+        torch.nn.utils.clip_grad_norm_(plain.module.parameters(), 0.5)
+        optimizer.step()
+    torch.testing.assert_close(task.module.state_dict(), plain.module.state_dict(), rtol=1e-5, atol=1e-6)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    if not by_weight:
+        counts = [SAMPLES - sum(plain.is_bad(step, n) for n in range(SAMPLES)) for step in range(12)]
+        assert [line.get("samples", 0) for line in lines] == counts
+        points = plain.part(0, 0, 1)[2]
+        assert lines[0]["largest"] == pytest.approx(float(points.abs().mean()), rel=1e-6)
+    assert [line["loss"] is None for line in lines] == [step == 5 for step in range(12)]
+    assert all("weight" not in line for line in lines)
+
+
+class OwnWeights(Points):
+    """Point n weighs n + 1, wherever it falls."""
+
+    def __init__(self) -> None:
+        super().__init__(skips=True)
+
+    def loss(self, batch: tuple[int, list[int], Tensor]) -> tuple[Tensor, dict[str, int | float]]:
+        _, mine, x = batch
+        first, gelu, _, last, _ = self.module
+        weights = torch.tensor([number + 1 for number in mine])
+        error = (last(gelu(first(x)))[:, 0] - x.sin().sum(1)).square()
+        return (error * weights).sum() / weights.sum(), {"weight": int(weights.sum()), "samples": len(mine)}
+
+
+def test_average_follows_the_formula_and_is_what_the_module_ends_with(tmp_path: Path) -> None:
+    class Watched(Regression):
+        seen: list[Tensor] = []  # noqa: RUF012 (one test)
+
+        def loss(self, batch: tuple[int, Tensor]) -> tuple[Tensor, dict[str, float]]:
+            self.seen.append(self.module[1].weight.detach().clone())
+            return super().loss(batch)
+
+    task = Watched()
+    last = train(task, CONFIG.model_copy(update={"ema_decay": 0.3}), tmp_path, "run")
+    raw = load_file(last / "model.safetensors")["1.weight"]
+    expected = Watched.seen[0]
+    for step, weight in enumerate([*Watched.seen[1:], raw]):
+        decay = min(0.3, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(task.module[1].weight.detach(), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(raw, expected)
+    for averaged, goal in ((None, task.module[1].weight), (True, task.module[1].weight), (False, raw)):
+        other = Regression()
+        load_weights(last, other.module, averaged)
+        assert torch.equal(other.module[1].weight, goal)
+    again = Regression()
+    train(again, CONFIG.model_copy(update={"ema_decay": 0.3}), tmp_path, "again")  # is finished
+    assert torch.equal(again.module[1].weight, task.module[1].weight)
+
+
+def test_global_generator_is_seeded_a_step_and_left_as_it_was(tmp_path: Path) -> None:
+    drawn: list[float] = []
+
+    class Drawing(Regression):
+        def loss(self, batch: tuple[int, Tensor]) -> tuple[Tensor, dict[str, float]]:
+            drawn.append(float(torch.rand(())))
+            return super().loss(batch)
+
+    task = Drawing()
+    torch.manual_seed(5)
+    expected = float(torch.rand(()))
+    torch.manual_seed(5)
+    train(task, CONFIG.model_copy(update={"steps": 4}), tmp_path / "a", "a")
+    assert float(torch.rand(())) == expected
+    train(Drawing(), CONFIG.model_copy(update={"steps": 4}), tmp_path / "b", "b")
+    train(Drawing(), CONFIG.model_copy(update={"steps": 4, "seed": 1}), tmp_path / "c", "c")
+    assert drawn[:4] == drawn[4:8] and len(set(drawn)) == 8
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_precision_is_of_the_arithmetic_not_of_the_weights(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
+    seen: set[torch.dtype] = set()
+
+    class Watched(Regression):
+        def loss(self, batch: tuple[int, Tensor]) -> tuple[Tensor, dict[str, float]]:
+            seen.add(self.module(batch[1]).dtype)
+            return super().loss(batch)
+
+    last = train(Watched(), CONFIG.model_copy(update={"precision": precision}), tmp_path, "run")
+    assert seen == {dtype}
+    assert {t.dtype for t in load_file(last / "model.safetensors").values()} == {torch.float32}
+
+
+# --- what is told ----------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_a_bad_step_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"step 3: loss nan.*\(in it: point 0, .*, point 6\)$"):
+        train(Points(poison=2), LoopConfig(**SETTINGS), tmp_path / "whole", "run")
+    with pytest.raises(TrainingError, match=r"\(in it: point 4, point 5, point 6\)$"):
+        train(Points(poison=2), LoopConfig(**SETTINGS, accumulate=3), tmp_path / "parts", "run")
+
+
+def test_infinite_gradient_of_a_finite_loss_stops_too(tmp_path: Path) -> None:
+    class Steep(Regression):
+        def loss(self, batch: tuple[int, Tensor]) -> tuple[Tensor, dict[str, float]]:
+            # sqrt(0) is 0, its slope is not a number.
+            return (self.module[1].weight * 0).sum().sqrt() * (batch[0] == 2) + super().loss(batch)[0], {}
+
+    task = Steep()
+    # 0 * inf: not finite from the first step, although every loss is.
+    with pytest.raises(TrainingError, match=r"step 1: loss \d.*gradient norm nan; nothing was updated"):
+        train(task, CONFIG, tmp_path, "run")
+    assert torch.equal(task.module[1].weight, Steep().module[1].weight)
+
+
+def test_log_has_null_for_what_is_no_number_and_seven_digits(tmp_path: Path) -> None:
+    class Odd(Regression):
+        def loss(self, batch: tuple[int, Tensor]) -> tuple[Tensor, dict[str, float]]:
+            return super().loss(batch)[0], {"none": math.nan, "small": 1.23456789e-8}
+
+    train(Odd(), CONFIG.model_copy(update={"steps": 1}), tmp_path, "run")
+    line = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line["none"] is None and line["small"] == 1.234568e-8
+
+
+def test_tensorboard_has_the_same_figures(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = CONFIG.model_copy(update={"tensorboard": True})
+    with pytest.raises(KilledError):
+        train(Regression(kill_loss=5), config, tmp_path, "killed")
+    train(Regression(), config, tmp_path, "resumed")
+    told = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    told.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(event.step, event.value) for event in told.Scalars("loss")] == [
+        (line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines
+    ]
+
+
+def test_tensorboard_that_is_not_there_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liteframe.training.run_log.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'liteframe-video\[train\]'"):
+        train(Regression(), CONFIG.model_copy(update={"tensorboard": True}), tmp_path / "run", "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bar_shows_figures_and_speed() -> None:
+    figures = {"step": 3, "loss": 0.5, "variance": 0.95, "rate": 1e-3, "norm": None, "seconds": 0.5}
+    assert shown(figures) == "loss 0.5  variance 0.95  steps/s 2"
+    assert shown({**figures, "samples": 8}) == "loss 0.5  variance 0.95  clips/s 16"

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
-import os
 import sys
 import time
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import pydantic
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from liteframe.config import Config
-from liteframe.errors import LiteFrameError
-from liteframe.training.checkpoint import load_training_state, newest_training_state, save_training_state
-from liteframe.training.optimizer import learning_rate_at, make_optimizer
+from liteframe.errors import ConfigError, LiteFrameError
+from liteframe.runtime import choose_dtype
+from liteframe.training.checkpoint import (
+    load_training_state,
+    module_buffers,
+    newest_training_state,
+    read_state,
+    save_training_state,
+)
+from liteframe.training.interrupt import StopRequest
+from liteframe.training.optimizer import WeightAverage, learning_rate_at, make_optimizer, trainable_parameters
+from liteframe.training.processes import Processes
+from liteframe.training.run_log import RunLog, require_tensorboard
+from liteframe.training.settings import require_same_settings, settings_of
 
 
 class LoopConfig(Config):
     """Settings that every run has, whatever it trains."""
+
+    free_settings: ClassVar[frozenset[str]] = frozenset({"save_every", "keep_checkpoints", "tensorboard", "accumulate"})
+    """What a resumed run may have otherwise: it decides what is kept and told, and how the work is divided."""
 
     steps: int = pydantic.Field(ge=1)
     """Optimizer steps."""
@@ -38,112 +53,318 @@ class LoopConfig(Config):
     """AdamW's decay of matrices; vectors are not decayed."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the loss's arithmetic (autocast); weights stay float32. auto: bfloat16 on CUDA, float32 elsewhere."""
+    accumulate: int = pydantic.Field(1, ge=1)
+    """Parts into which each process divides its share of a step's batch: less memory, the same mean."""
+    ema_decay: float | None = pydantic.Field(None, ge=0, lt=1)
+    """Decay of a running average of the weights, which then are the run's result; none by default."""
     save_every: int = pydantic.Field(200, ge=1)
-    """Steps between checkpoints; the newest two are kept."""
-    seed: int = 0
+    """Steps between checkpoints."""
+    keep_checkpoints: int = pydantic.Field(2, ge=1)
+    """How many of the newest checkpoints stay."""
+    tensorboard: bool = False
+    """Write OUTPUT/tensorboard besides OUTPUT/log.jsonl."""
+    seed: int = pydantic.Field(0, ge=0)
     """Start of every random stream of the run."""
 
 
 @runtime_checkable
-class Task(Protocol):
-    """What the loop trains. `batch` must depend on the step alone: a resumed run then equals an unbroken one."""
+class Trainable(Protocol):
+    """What every task has.
+
+    It puts its module and its batches on a device, usually `processes.training_device()`; the loop moves nothing.
+    `loss` may draw from torch's global generator (dropout), which the loop seeds for each part of each step; data are
+    fetched beside it in a thread, and must not.
+
+    A task may also have ``describe(batch) -> str``, which names the batch's samples in a word or two each, for the
+    message when the loss is no number; it is called for every batch, so it should be cheap.
+    """
 
     @property
     def module(self) -> nn.Module:
         """What is trained and checkpointed: its parameters that require a gradient, and its buffers."""
 
-    def batch(self, step: int) -> Any:
-        """The data of one step; called from a worker thread, one step ahead."""
+    def loss(self, batch: Any) -> tuple[Tensor, Mapping[str, float]]:
+        """The scalar to minimise, a mean over the batch, and figures to log.
 
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """The scalar to minimise, and figures to log."""
+        Two figures have a meaning. ``samples``: how many clips the batch has; it is added up over the parts, and the
+        bar shows clips a second. ``weight``: of how many things the loss is the mean, where that is not ``samples``
+        (answer tokens, say); it is not logged. The other figures are averaged over the parts like the loss.
+        """
+
+
+@runtime_checkable
+class Task(Trainable, Protocol):
+    """What the loop trains, whole batches at a time.
+
+    `batch` must depend on the step alone: a resumed run then equals an unbroken one.
+    """
+
+    def batch(self, step: int) -> Any:
+        """The data of one step, or None if there are none; called from a worker thread, one ahead."""
+
+
+@runtime_checkable
+class DivisibleTask(Trainable, Protocol):
+    """A task whose batches can be divided: what `accumulate` and several processes need.
+
+    `part` must depend on its arguments alone.
+    """
+
+    def part(self, step: int, part: int, parts: int) -> Any:
+        """Part `part` (from 0) of `parts` of the step's batch, or None if nothing falls to it.
+
+        All parts together must be the same batch whatever `parts` is. They may be of different size: each counts by its
+        weight (see `loss`), so that the step is the same however its batch is divided. Called from a worker thread, one
+        ahead.
+        """
 
 
 class TrainingError(LiteFrameError):
-    """A run that must not go on: its loss is no longer a number."""
+    """A run that must not go on: its loss is no longer a number, or another process of it has failed."""
 
 
-def train(task: Task, config: LoopConfig, output: Path, label: str) -> Path:
+def train(
+    task: Task | DivisibleTask, config: LoopConfig, output: Path, label: str, recipe: Config | None = None
+) -> Path:
     """Train `task.module` in place for `config.steps` steps, resuming from the newest checkpoint in `output`.
 
-    Writes ``output/log.jsonl`` (a line a step) and ``output/step-XXXXXXXX/``.
+    Writes ``output/log.jsonl`` (a line a step) and ``output/step-XXXXXXXX/``. A run that was killed at any moment and
+    is given again ends as if it had never stopped, on the CPU bit for bit. Under ``torchrun`` or ``accelerate launch``
+    the processes share each step's batch; the first one writes. With `config.ema_decay` the module holds the average of
+    the weights at the end. torch's global generator is left as it was found.
+
+    Args:
+        recipe: all settings that decide what is learned, if they are more than `config`: a checkpoint made by others is
+            not resumed from.
 
     Returns:
-        the last checkpoint's folder.
+        the last checkpoint's folder; `load_weights` takes the result from there.
 
     Raises:
-        TrainingError: the loss or a gradient is not finite; the update is not made.
+        TrainingError: the loss or a gradient is not finite; the update is not made. Or another process failed.
+        ConfigError: `output` has a checkpoint that other settings made; or the work is to be divided and cannot be.
+        CheckpointError: the newest checkpoint does not fit or is damaged; or one cannot be written.
+        KeyboardInterrupt: SIGINT or SIGTERM asked for it; the step is finished and its checkpoint written.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    optimizer = make_optimizer(task.module, config.learning_rate, config.weight_decay)
-    start = 0
-    newest = newest_training_state(output)
-    if newest is not None:
-        start = load_training_state(newest, task.module, optimizer)["step"]
-        print(f"{label}: resumed from {newest}", file=sys.stderr)
-    _cut_log(output / "log.jsonl", start)
-    with (
-        _progress() as progress,
-        ThreadPoolExecutor(1) as worker,
-        (output / "log.jsonl").open("a", encoding="utf-8") as log,
-    ):
-        bar = progress.add_task(label, total=config.steps, completed=start, figures="")
-        ahead = worker.submit(task.batch, start) if start < config.steps else None
-        for step in range(start, config.steps):
-            began = time.perf_counter()
-            assert ahead is not None
-            batch = ahead.result()
-            ahead = worker.submit(task.batch, step + 1) if step + 1 < config.steps else None
-            figures = _step(task, batch, optimizer, config, step)
-            figures = {"step": step + 1, **figures, "seconds": time.perf_counter() - began}
-            log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in figures.items()}) + "\n")
-            log.flush()
-            shown = "  ".join(f"{k} {v:.3g}" for k, v in figures.items() if k not in ("step", "seconds", "rate"))
-            progress.update(bar, advance=1, figures=shown)
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                newest = save_training_state(output, step + 1, task.module, optimizer, {"config": config.digest()})
-    assert newest is not None
+    run = _Run(task, config, output, label, recipe or config)
+    with torch.random.fork_rng(devices=run.cuda_devices), StopRequest() as stop:
+        start = run.resume()
+        newest, is_stopping = output / f"step-{start:08d}", False
+        with ExitStack() as stack:
+            log = None
+            if run.processes.is_main:
+                log = stack.enter_context(RunLog(output, label, start, config.steps, config.tensorboard))
+            batches = stack.enter_context(closing(run.batches(start)))
+            for step in range(start, config.steps):
+                began = time.perf_counter()
+                figures, is_stopping = run.step(step, batches, stop)
+                if log is not None:
+                    log.write({"step": step + 1, **figures, "seconds": time.perf_counter() - began})
+                if is_stopping or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                    newest = run.save(step + 1)
+                if is_stopping:
+                    break
+        if stop.is_made or is_stopping:
+            if run.processes.is_main:
+                print(f"{label}: stopped; the same command goes on from {newest}", file=sys.stderr)
+            raise KeyboardInterrupt
+    if run.average is not None:
+        run.average.copy_to(task.module)
     return newest
 
 
-def _step(task: Task, batch: Any, optimizer: torch.optim.Optimizer, config: LoopConfig, step: int) -> dict[str, float]:
-    rate = learning_rate_at(step, config.steps, config.learning_rate, config.warmup_share, config.final_share)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss, figures = task.loss(batch)
-    loss.backward()
-    trained = [p for p in task.module.parameters() if p.grad is not None]
-    norm = float(torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm))
-    value = float(loss.detach())
-    if not (math.isfinite(value) and math.isfinite(norm)):
-        raise TrainingError(
-            f"step {step + 1}: loss {value}, gradient norm {norm}; nothing was updated. "
-            "Lower learning_rate, and look at this step's batch"
-        )
-    optimizer.step()
-    return {"loss": value, **figures, "norm": norm, "rate": rate}
+@dataclass
+class _Report:
+    """What one process tells the others about its share of a step."""
+
+    parts: list[tuple[float, float, Mapping[str, int | float]]] = field(default_factory=list)
+    """Weight, loss and figures of each part that has data."""
+    descriptions: list[str] = field(default_factory=list)
+    """Of the same parts, where the task describes them."""
+    failure: str | None = None
+    wants_to_stop: bool = False
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-        console=Console(stderr=True),
-        refresh_per_second=2,
+class _Run:
+    """The state of one call of `train`."""
+
+    def __init__(
+        self, task: Task | DivisibleTask, config: LoopConfig, output: Path, label: str, recipe: Config
+    ) -> None:
+        self.processes = Processes()
+        self._parts = self.processes.count * config.accumulate
+        if self._parts > 1 and not isinstance(task, DivisibleTask):
+            raise ConfigError(
+                f"{label}: its batches cannot be divided into {self._parts} parts; "
+                "set accumulate = 1 and start it as one process"
+            )
+        if config.tensorboard:
+            require_tensorboard()
+        self._task, self._config, self._output, self._label, self._recipe = task, config, output, label, recipe
+        self._trained = list(trainable_parameters(task.module).values())
+        self._optimizer = make_optimizer(task.module, config.learning_rate, config.weight_decay)
+        self._device = self._trained[0].device
+        self._dtype = choose_dtype(self._device, config.precision)
+        self.cuda_devices = [self._device] if self._device.type == "cuda" else []
+        self.average = None if config.ema_decay is None else WeightAverage(task.module, config.ema_decay)
+
+    def resume(self) -> int:
+        """Load the newest checkpoint if there is one; return the number of steps that are done."""
+        self._output.mkdir(parents=True, exist_ok=True)
+        # One process looks: another might see a folder appear or go.
+        newest = self.processes.gather(newest_training_state(self._output) if self.processes.is_main else None)[0]
+        if newest is None:
+            self.processes.copy_from_main([*self._trained, *module_buffers(self._task.module).values()])
+            if self.average is not None:
+                self.processes.copy_from_main(list(self.average.tensors.values()))
+            return 0
+        require_same_settings(newest, read_state(newest).get("settings"), self._recipe)
+        step = load_training_state(newest, self._task.module, self._optimizer, self.average)["step"]
+        if self.processes.is_main:
+            done = "finished before, in" if step >= self._config.steps else "resumed from"
+            print(f"{self._label}: {done} {newest}", file=sys.stderr)
+        return step
+
+    def batches(self, start: int) -> Generator[Any, None, None]:
+        """This process's parts of every step from `start`, one ahead."""
+        task, accumulate = self._task, self._config.accumulate
+        mine = range(self.processes.rank * accumulate, (self.processes.rank + 1) * accumulate)
+
+        def fetch(step: int, part: int) -> Any:
+            return task.part(step, part, self._parts) if isinstance(task, DivisibleTask) else task.batch(step)
+
+        return _one_ahead(fetch, itertools.product(range(start, self._config.steps), mine))
+
+    def step(self, step: int, batches: Iterator[Any], stop: StopRequest) -> tuple[dict[str, Any], bool]:
+        """Make one update; returns figures, and whether any process is asked to stop."""
+        config, processes = self._config, self.processes
+        rate = learning_rate_at(step, config.steps, config.learning_rate, config.warmup_share, config.final_share)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        report, failure = _Report(), None
+        try:
+            for micro in range(config.accumulate):
+                self._backward(step, processes.rank * config.accumulate + micro, next(batches), report)
+        except Exception as error:  # whatever it is, the others must not wait for this process
+            failure, report.failure = error, str(error)
+        report.wants_to_stop = stop.is_made
+        reports = processes.gather(report)
+        _raise_together(failure, [other.failure for other in reports])
+        parts = [part for other in reports for part in other.parts]
+        is_stopping = any(other.wants_to_stop for other in reports)
+        if not parts:  # every sample of the step was skipped: there is nothing to learn from
+            return {"loss": None, "norm": None, "rate": rate}, is_stopping
+        total = sum(weight for weight, *_ in parts)
+        self._average_gradients(total)
+        trained = [p for p in self._trained if p.grad is not None]
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm))
+        loss = sum(weight * loss for weight, loss, _ in parts) / total
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise _not_finite(step, loss, norm, reports)
+        self._optimizer.step()
+        if self.average is not None:
+            self.average.update(self._task.module, step)
+        return {"loss": loss, **_mean_figures(parts), "norm": norm, "rate": rate}, is_stopping
+
+    def save(self, step: int) -> Path:
+        """Write a checkpoint, in one process; all learn whether it could be."""
+        folder, failure = self._output / f"step-{step:08d}", None
+        if self.processes.is_main:
+            try:
+                save_training_state(
+                    self._output,
+                    step,
+                    self._task.module,
+                    self._optimizer,
+                    {"settings": settings_of(self._recipe)},
+                    keep=self._config.keep_checkpoints,
+                    average=self.average,
+                )
+            except Exception as error:
+                failure = error
+        _raise_together(failure, self.processes.gather(None if failure is None else str(failure)))
+        return folder
+
+    def _backward(self, step: int, part: int, batch: Any, report: _Report) -> None:
+        """Add the gradient of one part, times its weight, and put its figures into the report."""
+        if batch is None:
+            return
+        # By the part and not by the process: the same masks of dropout, however the parts are shared out.
+        torch.manual_seed(int(np.random.SeedSequence([self._config.seed, step, part]).generate_state(1)[0]))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+            loss, figures = self._task.loss(batch)
+        weight = float(figures.get("weight", figures.get("samples", 1)))
+        if weight == 0:
+            return
+        # A whole batch is left as it is: its weight would cancel out, but not to the last bit.
+        (loss if self._parts == 1 else loss * weight).backward()
+        report.parts.append((weight, float(loss.detach()), figures))
+        if callable(describe := getattr(self._task, "describe", None)):
+            report.descriptions.append(describe(batch))
+
+    def _average_gradients(self, total: float) -> None:
+        """Turn each process's weighted sum into the mean over all parts; a process without data adds nothing."""
+        if self._parts == 1:
+            return
+        if self.processes.count > 1:
+            # A parameter that no part used must stay without gradient, as in one process: AdamW passes over it.
+            used = torch.tensor([float(p.grad is not None) for p in self._trained], device=self._device)
+            self.processes.sum([used])
+            shared = [p for p, count in zip(self._trained, used.tolist(), strict=True) if count]
+            for parameter in shared:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            self.processes.sum([p.grad for p in shared if p.grad is not None])
+        for parameter in self._trained:
+            if parameter.grad is not None:
+                parameter.grad.div_(total)
+
+
+def _one_ahead(fetch: Callable[[int, int], Any], keys: Iterator[tuple[int, int]]) -> Generator[Any, None, None]:
+    """Call `fetch` for each key in a thread, and yield each result when the next call has begun."""
+    with ThreadPoolExecutor(1) as worker:
+        ahead = [worker.submit(fetch, *key) for key in itertools.islice(keys, 1)]
+        while ahead:
+            batch = ahead.pop().result()
+            ahead = [worker.submit(fetch, *key) for key in itertools.islice(keys, 1)]
+            yield batch
+
+
+def _mean_figures(
+    parts: list[tuple[float, float, Mapping[str, int | float]]],
+) -> dict[str, int | float]:
+    """The weighted mean of each figure over the parts that have it; `samples` is a sum."""
+    means: dict[str, int | float] = {}
+    for name in dict.fromkeys(name for *_, figures in parts for name in figures if name != "weight"):
+        have = [(weight, figures[name]) for weight, _, figures in parts if name in figures]
+        if name == "samples":
+            means[name] = sum(value for _, value in have)
+        else:
+            # One part's figure as it is: a weight would cancel out, but not to the last bit.
+            means[name] = sum(w * v for w, v in have) / sum(w for w, _ in have) if len(have) > 1 else have[0][1]
+    return means
+
+
+def _not_finite(step: int, loss: float, norm: float, reports: list[_Report]) -> TrainingError:
+    named = [
+        (part[1], text) for report in reports for part, text in zip(report.parts, report.descriptions, strict=False)
+    ]
+    # Those whose own loss is no number, if that tells them from the others.
+    guilty = [text for value, text in named if not math.isfinite(value)] or [text for _, text in named]
+    samples = f" (in it: {', '.join(guilty)})" if guilty else ""
+    return TrainingError(
+        f"step {step + 1}: loss {loss}, gradient norm {norm}; nothing was updated. "
+        f"Lower learning_rate, and look at this step's batch{samples}"
     )
 
 
-def _cut_log(path: Path, steps: int) -> None:
-    """Drop the lines behind step `steps`: they will be made again."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= steps]
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(kept), encoding="utf-8")
-    os.replace(part, path)
+def _raise_together(own: Exception | None, failures: list[str | None]) -> None:
+    """Raise this process's failure, or one that tells of another's: none goes on alone and waits for ever."""
+    if own is not None:
+        raise own
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            raise TrainingError(f"process {rank} failed: {failure}")

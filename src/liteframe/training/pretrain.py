@@ -108,11 +108,8 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
 
 
 def _stage(task: Task, config: LoopConfig, output: Path, label: str) -> dict[str, Any]:
-    """Train one stage unless its last checkpoint is there; return its minutes and its thinned-out curve."""
-    last = output / f"step-{config.steps:08d}"
-    if not (last / "state.json").is_file():
-        last = train(task, config, output, label)
-    load_weights(last, task.module)
+    """Train one stage, or what is left of it; return its minutes and its thinned-out curve."""
+    load_weights(train(task, config, output, label), task.module)
     return {"steps": config.steps, **curve(output / "log.jsonl")}
 
 

@@ -1,0 +1,132 @@
+"""What a run tells: a line of JSON a step, tensorboard when it is asked for, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from liteframe.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_NOT_IN_THE_BAR = ("step", "seconds", "rate", "samples")
+
+
+class RunLog:
+    """Writes ``OUTPUT/log.jsonl`` and ``OUTPUT/tensorboard/`` and shows a bar on standard error, while it is entered.
+
+    What the log holds beyond step `start` is dropped: those steps will be made again. A figure that is no number is
+    null in the log.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
+
+    def __init__(self, output: Path, label: str, start: int, steps: int, tensorboard: bool) -> None:
+        self._path = output / "log.jsonl"
+        try:
+            _cut_log(self._path, start)
+            self._file = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(self._path, f"cannot be written ({error.strerror or error})") from None
+        self._board = _board(output / "tensorboard", start) if tensorboard else None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=Console(stderr=True),
+            refresh_per_second=2,
+        )
+        self._task = self._bar.add_task(label, total=steps, completed=start, figures="")
+
+    def __enter__(self) -> RunLog:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        with suppress(OSError):  # on a full disk it tries once more to write what could not be written
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, figures: dict[str, Any]) -> None:
+        """Log the figures of one step: `step` (from 1), `seconds`, and what the task gives."""
+        line = json.dumps({name: _rounded(value) for name, value in figures.items()}, allow_nan=False)
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(
+                self._path, f"cannot be written ({error.strerror or error}); the same command goes on when it can"
+            ) from None
+        if self._board is not None:
+            for name, value in figures.items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(name, value, figures["step"])
+        self._bar.update(self._task, advance=1, figures=shown(figures))
+
+
+def require_tensorboard() -> None:
+    """Raise ConfigError if it is not installed."""
+    if find_spec("tensorboard") is None:
+        raise ConfigError(
+            "tensorboard = true: tensorboard is not installed; "
+            "pip install 'liteframe-video[train]', or leave it out: log.jsonl has the same figures"
+        )
+
+
+def shown(figures: dict[str, Any]) -> str:
+    """The figures beside the bar: what the task gives, and clips (where it counts `samples`) or steps a second."""
+    named = [
+        f"{name} {value:.3g}" for name, value in figures.items() if name not in _NOT_IN_THE_BAR and value is not None
+    ]
+    count, what = (figures["samples"], "clips/s") if "samples" in figures else (1, "steps/s")
+    return "  ".join([*named, f"{what} {count / max(figures['seconds'], 1e-9):.3g}"])
+
+
+def _rounded(value: Any) -> Any:
+    """Seven significant digits are all that a float32 has."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+def _cut_log(path: Path, steps: int) -> None:
+    """Drop the lines behind step `steps`, and half a line at the end."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and (_step_of(line) or steps + 1) <= steps]
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(b"".join(kept))
+    os.replace(part, path)
+
+
+def _step_of(line: bytes) -> int | None:
+    # A machine that lost its power may leave a line of zeros.
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _board(folder: Path, start: int) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=start + 1)
