@@ -125,7 +125,7 @@ class VideoLLM:
 
         def add_student(work: Path) -> None:
             if isinstance(self.encoder, LiteFrameEncoder):
-                self.encoder.save_pretrained(work / STUDENT_FOLDER)
+                self.encoder.save_pretrained(work / STUDENT_FOLDER)  # type: ignore[operator]
 
         save_checkpoint(dataclasses.replace(self.checkpoint, encoder=self.encoder.name), folder, also=add_student)
 

@@ -66,7 +66,8 @@ def test_flops_of_the_teacher_are_those_of_torchs_counter(internvit):
 )
 def test_true_sizes(internvit, name, millions, ratio):
     with torch.device("meta"):
-        student = LiteFrameEncoder(LiteFrameConfig.named(name))
+        # By convolution, which the counter sees.
+        student = LiteFrameEncoder(LiteFrameConfig.named(name, depthwise="convolution"))
     parameters = sum(parameter.numel() for parameter in student.parameters()) / 1e6
     assert millions[0] <= parameters <= millions[1]
     pixels = torch.empty(1, 4, 3, 448, 448, device="meta")
@@ -328,6 +329,20 @@ def test_save_and_load_keep_every_bit(tmp_path):
         assert type(loaded) is LiteFrameEncoder
         assert not loaded.training
         assert torch.equal(loaded(groups()).features, expected)
+
+
+def test_autocast_trains_as_full_precision_does():
+    losses, grads = [], []
+    for enabled in (False, True):
+        student = make_student(depthwise="taps")
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss = student(groups()).features.float().square().mean()
+        loss.backward()
+        losses.append(loss.detach())
+        grads.append(torch.cat([parameter.grad.flatten() for parameter in student.parameters()]))
+    # bfloat16 keeps 8 bits; a fault in a cast would change direction, not the third digit.
+    torch.testing.assert_close(losses[1], losses[0], atol=0, rtol=0.05)
+    assert F.cosine_similarity(grads[0], grads[1], dim=0) > 0.99
 
 
 def test_copies_and_lower_precision_work():

@@ -12,6 +12,7 @@ Axis letters: ``g`` groups, ``t`` time, ``h``/``w`` grid cells, ``d`` channels; 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 Triple = tuple[int, int, int]
 METHODS = ("auto", "taps", "convolution")
-"""How to compute: as taps on CPU and by the library's convolution elsewhere, always as taps, always by the library."""
+"""How to compute: by the library's convolution on CUDA and as taps elsewhere; always as taps; always by the library."""
 _Slices = tuple[slice, ...]
 
 
@@ -56,7 +57,7 @@ def depthwise_convolution(
         method: one of `METHODS`.
     """
     weight = weight.to(hidden.dtype)
-    if method == "taps" or (method == "auto" and hidden.device.type == "cpu"):
+    if method == "taps" or (method == "auto" and hidden.device.type != "cuda"):
         return _Taps.apply(hidden, weight[:, 0].permute(1, 2, 3, 0).contiguous(), stride)
     padding = [left_padding(size, step) for size, step in zip(weight.shape[2:], stride, strict=True)]
     channels_first = hidden.permute(0, 4, 1, 2, 3)
@@ -85,7 +86,7 @@ class StridedConvolution(nn.Module):
     def __init__(self, width: int, kernel: int, stride: Triple, method: str) -> None:
         super().__init__()
         self.method, self.stride = method, stride
-        self.kernel = tuple(max(kernel, step) for step in stride)
+        self.kernel = (max(kernel, stride[0]), max(kernel, stride[1]), max(kernel, stride[2]))
         self.weight = nn.Parameter(torch.empty(width, 1, *self.kernel))
         self.bias = nn.Parameter(torch.empty(width))
 
@@ -101,10 +102,11 @@ class _Taps(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, taps: Tensor, stride: Triple) -> Tensor:
         ctx.save_for_backward(hidden, taps)
         ctx.stride = stride
-        whole, *others = _shifts(hidden.shape[1:4], taps.shape[:3], stride)
-        result = hidden[whole[1]] * taps[whole[0]]
+        weights = taps.flatten(0, 2).unbind()
+        (first, source, _), *others = _shifts(tuple(hidden.shape[1:4]), tuple(taps.shape[:3]), stride)
+        result = hidden[source] * weights[first]
         for tap, source, target in others:
-            result[target].addcmul_(hidden[source], taps[tap])
+            result[target].addcmul_(hidden[source], weights[tap])
         return result
 
     @staticmethod
@@ -112,25 +114,31 @@ class _Taps(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (grad,) = grads
         hidden, taps = ctx.saved_tensors
+        weights = taps.flatten(0, 2).unbind()
         grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         grad_taps = torch.zeros_like(taps) if ctx.needs_input_grad[1] else None
-        for tap, source, target in _shifts(hidden.shape[1:4], taps.shape[:3], ctx.stride):
+        for tap, source, target in _shifts(tuple(hidden.shape[1:4]), tuple(taps.shape[:3]), ctx.stride):
             if grad_hidden is not None:
-                grad_hidden[source].addcmul_(grad[target], taps[tap])
+                grad_hidden[source].addcmul_(grad[target], weights[tap])
             if grad_taps is not None:
-                grad_taps[tap] = (grad[target] * hidden[source]).sum(dim=(0, 1, 2, 3))
+                grad_taps.view(-1, grad.shape[-1])[tap] = (grad[target] * hidden[source]).sum(dim=(0, 1, 2, 3))
         return grad_hidden, grad_taps, None
 
 
-def _shifts(sizes: torch.Size, kernel: torch.Size, stride: Triple) -> list[tuple[Triple, _Slices, _Slices]]:
-    """For every tap (its index; the inputs that it meets; the outputs that they go to); first one that meets all."""
+@functools.lru_cache(maxsize=256)
+def _shifts(sizes: Triple, kernel: Triple, stride: Triple) -> list[tuple[int, _Slices, _Slices]]:
+    """For every tap (its index, the inputs that it meets, the outputs that they go to); first one that meets all.
+
+    Cached: on small grids it would take longer than the arithmetic.
+    """
     axes = [list(_axis_shifts(*axis)) for axis in zip(sizes, kernel, stride, strict=True)]
-    shifts = []
-    for along in itertools.product(*axes):
-        tap, sources, targets = zip(*along, strict=True)
-        shifts.append((tap, (slice(None), *sources), (slice(None), *targets)))
-    whole = tuple(left_padding(size, step) for size, step in zip(kernel, stride, strict=True))
-    shifts.sort(key=lambda shift: shift[0] != whole)
+    shifts: list[tuple[int, _Slices, _Slices]] = []
+    for (a, *along_t), (b, *along_h), (c, *along_w) in itertools.product(*axes):
+        source, target = zip(along_t, along_h, along_w, strict=True)
+        index = (a * kernel[1] + b) * kernel[2] + c
+        shifts.append((index, (slice(None), *source), (slice(None), *target)))
+    a, b, c = (left_padding(size, step) for size, step in zip(kernel, stride, strict=True))
+    shifts.sort(key=lambda shift: shift[0] != (a * kernel[1] + b) * kernel[2] + c)
     return shifts
 
 

@@ -258,7 +258,7 @@ def _read(model: PreTrainedModel) -> _Weights:
 
 
 def _read_block(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    found = {}
+    found: dict[str, Tensor] = {}
     for ours, names in _BLOCK_NAMES.items():
         for part in ("weight", "bias"):
             keys = tuple(f"{name}.{part}" for name in names)
@@ -300,11 +300,11 @@ def _check_fit(student: LiteFrameEncoder, weights: _Weights) -> None:
 
 def _write(student: LiteFrameEncoder, weights: _Weights, chosen: list[int]) -> None:
     embedding = student.patch_embedding
-    embedding.projection.weight.copy_(weights.patch)
-    embedding.projection.bias.copy_(weights.patch_bias)
+    embedding.projection.load_state_dict({"weight": weights.patch, "bias": weights.patch_bias})
     embedding.positions.zero_()
     if weights.positions is not None:
-        embedding.positions.copy_(resample_grid(weights.positions, tuple(embedding.positions.shape[:2])))
+        rows, columns, _ = embedding.positions.shape
+        embedding.positions.copy_(resample_grid(weights.positions, (rows, columns)))
     if embedding.cls_token is not None and weights.cls is not None:
         embedding.cls_token.copy_(weights.cls)
     blocks = [block for stage in student.stages for block in stage]

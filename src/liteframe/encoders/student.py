@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ NAMED: dict[str, dict[str, Any]] = {
 
 
 class LiteFrameConfig(PreTrainedConfig):
-    """The shape of a student. Tuples are lists in config.json.
+    """The shape of a student.
 
     Args:
         image_size: native height and width in pixels, of the learned positions; other sizes resample them.
@@ -65,8 +66,7 @@ class LiteFrameConfig(PreTrainedConfig):
         strides: (t, h, w) between one stage and the next.
         head_dim: width of an attention head; where a stage's width is no multiple, the next smaller divisor.
         feature_dim: width of the output, the teacher's.
-        temporal: whether blocks have a temporal convolution. Where a single time step is left there is none: it could
-            only scale channels.
+        temporal: whether blocks convolve along time, in the stages where more than one time step is left.
         temporal_kernel, stride_kernel: taps along each axis, odd; a stride above `stride_kernel` has as many taps.
         norm_after_stride: a LayerNorm behind every strided convolution (a prototype was slightly better without).
         final_norm: a LayerNorm in front of the head; InternVL's towers have none.
@@ -75,8 +75,8 @@ class LiteFrameConfig(PreTrainedConfig):
         activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
         layer_norm_eps: of all LayerNorms.
         initializer_range: standard deviation of the blocks' linear layers at the start.
-        depthwise: how depth-wise convolutions are computed: ``"taps"``, ``"convolution"``, or ``"auto"``, taps on CPU
-            and convolution elsewhere. The same values up to rounding.
+        depthwise: how depth-wise convolutions are computed: ``"taps"``, ``"convolution"``, or ``"auto"``, convolution
+            on CUDA and taps elsewhere. The same values up to rounding.
 
     Raises:
         ConfigError: sizes that do not meet, a value out of range, an unknown key.
@@ -154,10 +154,8 @@ class LiteFrameConfig(PreTrainedConfig):
     @property
     def num_heads(self) -> tuple[int, ...]:
         """Attention heads in each stage."""
-        return tuple(
-            width // max(size for size in range(1, self.head_dim + 1) if width % size == 0)
-            for width in self.hidden_sizes
-        )
+        sizes = range(1, self.head_dim + 1)
+        return tuple(width // max(size for size in sizes if width % size == 0) for width in self.hidden_sizes)
 
 
 _FIELDS = tuple(inspect.signature(LiteFrameConfig.__init__).parameters)[1:-1]
@@ -178,7 +176,7 @@ class Attention(nn.Module):
         self.projection = nn.Linear(width, width)
 
     def forward(self, hidden: Float[Tensor, "g t n d"]) -> Float[Tensor, "g t n d"]:
-        """Queries, keys, values and the result are views: nothing is copied around the three matrix products."""
+        """Queries, keys, values and the result are views: nothing is copied."""
         qkv = self.qkv(hidden).flatten(0, 1).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
@@ -224,7 +222,7 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         width, patch = config.hidden_sizes[0], config.patch_size
         self.projection = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
-        self.positions = nn.Parameter(torch.empty(*patch_grid(*config.image_size, patch), width))
+        self.positions = nn.Parameter(torch.empty(*(side // patch for side in config.image_size), width))
         self.cls_token = nn.Parameter(torch.empty(width)) if config.cls_token else None
 
     def forward(self, pixels: Float[Tensor, "g f 3 H W"]) -> Float[Tensor, "g f n d"]:
@@ -232,7 +230,7 @@ class PatchEmbedding(nn.Module):
         patch = self.projection.kernel_size[0]
         patches = rearrange(pixels, "g f c (h p) (w q) -> g f h w (c p q)", p=patch, q=patch)
         embedded = F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
-        hidden = (embedded + resample_grid(self.positions, tuple(patches.shape[2:4]))).flatten(2, 3)
+        hidden = (embedded + resample_grid(self.positions, (patches.shape[2], patches.shape[3]))).flatten(2, 3)
         if self.cls_token is None:
             return hidden
         return torch.cat([self.cls_token.expand(*hidden.shape[:2], 1, -1), hidden], dim=2)
@@ -266,12 +264,15 @@ class LiteFrameEncoder(PreTrainedModel, VideoEncoder):
     that the strides divide. `encode` takes a clip of any length.
     """
 
+    config: LiteFrameConfig
     config_class = LiteFrameConfig
     base_model_prefix = "liteframe"
     main_input_name = "pixels"
     _no_split_modules = ("Block",)
     _supports_sdpa = True
     name = "liteframe"
+    stages: Any  # lists of blocks; mypy knows no ModuleList of one type
+    strides: Any
 
     def __init__(self, config: LiteFrameConfig) -> None:
         super().__init__(config)
@@ -284,7 +285,7 @@ class LiteFrameEncoder(PreTrainedModel, VideoEncoder):
         width = config.hidden_sizes[-1]
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.final_norm else nn.Identity()
         self.head = nn.Linear(width, config.feature_dim)
-        self.post_init()
+        self.post_init()  # type: ignore[operator]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -334,7 +335,7 @@ class LiteFrameEncoder(PreTrainedModel, VideoEncoder):
         Raises:
             InputError: groups of another size, or frames that the strides do not divide.
         """
-        *_, (_, features) = self._steps(pixels)
+        ((_, features),) = deque(self._steps(pixels), maxlen=1)  # keeps none but the last
         num_frames = pixels.shape[0] * self.group_size if num_frames is None else num_frames
         return VideoTokens(features, num_frames=num_frames, group_size=self.group_size, seconds=seconds)
 
@@ -353,7 +354,7 @@ class LiteFrameEncoder(PreTrainedModel, VideoEncoder):
         if pixels.shape[1] != self.group_size:
             raise InputError(f"groups of {pixels.shape[1]} frames: this encoder takes {self.group_size}")
         grid = (pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size)
-        hidden = self.patch_embedding(pixels.to(self.dtype))
+        hidden = self.patch_embedding(pixels.to(self.head.weight.dtype))
         yield "patch_embedding", hidden
         for stage, blocks in enumerate(self.stages):
             for index, block in enumerate(blocks):
