@@ -15,12 +15,15 @@ from liteframe.pipeline import STAGES, VideoLLM
 from liteframe.video.decode import read_video
 from liteframe.video.transform import normalize, resize
 from tiny_internvl import make_checkpoint
+from tiny_student import make_student
 
 QUESTION = "Where is the bar?"
 
 
 def make(encoder: str = "teacher", max_positions: int = 2048, prompt: str = "internvl") -> VideoLLM:
     checkpoint = make_checkpoint(max_positions=max_positions, prompt=prompt)
+    if encoder == "liteframe":
+        return VideoLLM(checkpoint, make_student())
     return VideoLLM(checkpoint, build_encoder(encoder, EncoderSource(checkpoint.model.model.vision_tower)))
 
 
@@ -195,6 +198,20 @@ def test_save_and_load_keep_the_answer_and_the_encoder(clip, tmp_path):
         VideoLLM.from_pretrained(tmp_path / "model", encoder="fast", device="cpu")
     with pytest.raises(CheckpointError, match="not empty"):
         model.save_pretrained(tmp_path / "model")
+
+
+def test_save_and_load_keep_the_student(clip, tmp_path):
+    model = make("liteframe")
+    model.save_pretrained(tmp_path / "model")
+    loaded = VideoLLM.from_pretrained(tmp_path / "model", device="cpu", dtype="float32")
+    assert loaded.encoder.name == "liteframe"
+    ours, theirs = (m.ask(clip, QUESTION, num_frames=5, max_new_tokens=10) for m in (model, loaded))
+    assert ours.text == theirs.text
+    assert oct((tmp_path / "model" / "liteframe" / "model.safetensors").stat().st_mode)[-3:] == "644"
+    by_folder = VideoLLM.from_pretrained(
+        tmp_path / "model", encoder=str(tmp_path / "model" / "liteframe"), device="cpu", dtype="float32"
+    )
+    assert by_folder.ask(clip, QUESTION, num_frames=5, max_new_tokens=10).text == ours.text
 
 
 def test_frames_too_odd_for_the_encoder_are_refused_at_the_start(tmp_path):

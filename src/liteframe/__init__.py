@@ -25,11 +25,14 @@ _HOME = {
     "probe": "video.probe",
     "read_video": "video.decode",
     "VideoLLM": "pipeline",
+    "LiteFrameEncoder": "encoders.student",
+    "LiteFrameConfig": "encoders.student",
 }
 
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 (names resolved by __getattr__)
 
 if TYPE_CHECKING:
+    from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder
     from liteframe.errors import (
         CheckpointError,
         ConfigError,

@@ -120,7 +120,10 @@ def ask(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.", show_default=False)],
     also: Annotated[list[str] | None, typer.Option(help="One more question; the video is encoded once.")] = None,
     model: Model = "mini",
-    encoder: Annotated[str | None, typer.Option(help="teacher, pooled or average; else the model's own.")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="teacher, pooled, average, liteframe or a student's folder; else the model's own."),
+    ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames, evenly spread (32 unless --fps is given).")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second, instead of --frames.")] = None,
     max_frames: Annotated[int | None, typer.Option(help="With --fps: no more frames than this.")] = None,

@@ -18,11 +18,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from liteframe.encoders import EncoderSource, build_encoder
+from liteframe.encoders import STUDENT_FOLDER, EncoderSource, build_encoder
 from liteframe.encoders.interface import VideoEncoder, group_frames
 from liteframe.errors import InputError
 from liteframe.language.loading import Checkpoint, load_checkpoint, save_checkpoint
@@ -100,7 +101,8 @@ class VideoLLM:
 
         Args:
             name: see `liteframe.language.loading.load_checkpoint`.
-            encoder: a name from `liteframe.encoders.ENCODERS`; None takes the one that the checkpoint names.
+            encoder: a name from `liteframe.encoders.ENCODERS`, or the folder of a LiteFrame student; None takes the
+                one that the checkpoint names.
             device, dtype: ``auto`` takes what this machine is best at.
 
         Raises:
@@ -118,8 +120,14 @@ class VideoLLM:
         return cls(checkpoint, build_encoder(encoder or checkpoint.encoder, source))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write model, tokenizer and settings to a new folder, which `from_pretrained` reads."""
-        save_checkpoint(dataclasses.replace(self.checkpoint, encoder=self.encoder.name), folder)
+        """Write model, tokenizer, settings and a student, if any, to a new folder, which `from_pretrained` reads."""
+        from liteframe.encoders.student import LiteFrameEncoder
+
+        def add_student(work: Path) -> None:
+            if isinstance(self.encoder, LiteFrameEncoder):
+                self.encoder.save_pretrained(work / STUDENT_FOLDER)  # type: ignore[operator]
+
+        save_checkpoint(dataclasses.replace(self.checkpoint, encoder=self.encoder.name), folder, also=add_student)
 
     def watch(
         self,

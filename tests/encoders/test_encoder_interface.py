@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +12,16 @@ import torch
 
 from liteframe.encoders import ENCODERS, EncoderSource, build_encoder
 from liteframe.encoders.interface import group_frames, patch_grid
-from liteframe.errors import InputError
+from liteframe.errors import CheckpointError, InputError
 from tiny_internvl import make_config, make_model
+from tiny_student import make_student
 
 
 @pytest.fixture(scope="module")
-def source() -> EncoderSource:
-    return EncoderSource(make_model(make_config()).model.vision_tower)
+def source(tmp_path_factory) -> EncoderSource:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_student().save_pretrained(folder / "liteframe")
+    return EncoderSource(make_model(make_config()).model.vision_tower, folder=folder)
 
 
 @pytest.mark.parametrize(("frames", "groups"), [(1, 1), (3, 1), (4, 1), (5, 2), (8, 2)])
@@ -84,8 +88,39 @@ def test_pooling_refuses_an_odd_grid(source):
 
 
 def test_unknown_encoder_lists_the_known(source):
-    with pytest.raises(InputError, match="encoder 'fast': unknown; use one of teacher, pooled, average"):
+    known = "teacher, pooled, average, liteframe, or the folder of a student"
+    with pytest.raises(InputError, match=f"encoder 'fast': unknown; use one of {known}"):
         build_encoder("fast", source)
+
+
+def test_a_student_is_taken_from_any_folder(source, pixels, tmp_path):
+    make_student(seed=7).save_pretrained(tmp_path / "other")
+    own = build_encoder("liteframe", source).encode(pixels).features
+    other = build_encoder(str(tmp_path / "other"), source)
+    assert other.name == "liteframe"
+    assert not other.training
+    assert torch.equal(other.encode(pixels).features, make_student(seed=7).encode(pixels).features)
+    assert not torch.equal(other.encode(pixels).features, own)
+
+
+def test_a_checkpoint_without_a_student_says_what_to_do(source, tmp_path):
+    message = "has no LiteFrame student; train one with liteframe distill, or use --encoder teacher"
+    for folder in (None, tmp_path):
+        with pytest.raises(CheckpointError, match=message):
+            build_encoder("liteframe", replace(source, folder=folder))
+    with pytest.raises(CheckpointError, match="is no folder of a LiteFrame student"):
+        build_encoder(f"{tmp_path}/missing", source)
+
+
+def test_a_student_of_another_teacher_is_refused(source, tmp_path):
+    make_student(feature_dim=64).save_pretrained(tmp_path / "wide")
+    with pytest.raises(CheckpointError, match="teacher of width 64, and this model's is 32"):
+        build_encoder(str(tmp_path / "wide"), source)
+
+
+def test_a_student_takes_the_precision_of_the_checkpoint(source):
+    tower = make_model(make_config()).model.vision_tower.bfloat16()
+    assert build_encoder("liteframe", replace(source, vision_tower=tower)).dtype == torch.bfloat16
 
 
 def test_the_registry_imports_nothing_heavy():

@@ -1,17 +1,18 @@
 """From pixels to video tokens, behind one interface.
 
 `build_encoder` is the registry: a name of a method, as in ``--encoder``, to an encoder built on a checkpoint's vision
-tower. Nothing heavy is imported until one is built.
+tower or beside it. Nothing heavy is imported until one is built.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liteframe.errors import InputError
+from liteframe.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from liteframe.encoders.interface import VideoEncoder
@@ -53,10 +54,31 @@ def _average(source: EncoderSource) -> VideoEncoder:
     return PooledEncoder(_teacher(source), method="average")
 
 
+STUDENT_FOLDER = "liteframe"
+"""Folder of a checkpoint that holds its student, as ``LiteFrameEncoder.save_pretrained`` writes it."""
+
+
+def _liteframe(source: EncoderSource, folder: Path | None = None) -> VideoEncoder:
+    """The student in `folder`, or the checkpoint's own; in the tower's dtype, where the tower is."""
+    if folder is None:
+        if source.folder is None or not (source.folder / STUDENT_FOLDER).is_dir():
+            raise CheckpointError(
+                source.folder or "this model",
+                "has no LiteFrame student; train one with liteframe distill, or use --encoder teacher",
+            )
+        folder = source.folder / STUDENT_FOLDER
+    from liteframe.encoders.loading import load_student
+
+    tower = source.vision_tower
+    student = load_student(folder, feature_dim=tower.config.hidden_size, patch_size=tower.config.patch_size[0])
+    return student.to(device=tower.device, dtype=tower.dtype)
+
+
 ENCODERS: dict[str, Callable[[EncoderSource], VideoEncoder]] = {
     "teacher": _teacher,
     "pooled": _pooled,
     "average": _average,
+    "liteframe": _liteframe,
 }
 """Every known encoder: its name to the function that builds it."""
 
@@ -64,9 +86,17 @@ ENCODERS: dict[str, Callable[[EncoderSource], VideoEncoder]] = {
 def build_encoder(name: str, source: EncoderSource) -> VideoEncoder:
     """The encoder called `name`, in eval mode.
 
+    Args:
+        name: one of `ENCODERS`, or the folder of a LiteFrame student.
+        source: the checkpoint that it serves.
+
     Raises:
         InputError: no such encoder; the message lists the known ones.
+        CheckpointError: a student that is not there, cannot be loaded, or was made for another teacher.
     """
     if name not in ENCODERS:
-        raise InputError(f"encoder '{name}': unknown; use one of {', '.join(ENCODERS)}")
+        folder = Path(name).expanduser()
+        if os.sep in name or folder.is_dir():
+            return _liteframe(source, folder).eval()
+        raise InputError(f"encoder '{name}': unknown; use one of {', '.join(ENCODERS)}, or the folder of a student")
     return ENCODERS[name](source).eval()

@@ -134,3 +134,13 @@ def patch_grid(height: int, width: int, patch_size: int, stride: int = 1) -> tup
             f"use a height and a width that are multiples of {cell}"
         )
     return height // cell, width // cell
+
+
+def resample_grid(positions: Float[Tensor, "h w d"], grid: tuple[int, int]) -> Float[Tensor, "h2 w2 d"]:
+    """Learned positions for another (h, w) grid, bicubic as InternVL does it; for their own grid the same tensor."""
+    if positions.shape[:2] == grid:
+        return positions
+    resampled = nn.functional.interpolate(
+        positions.permute(2, 0, 1)[None], size=grid, mode="bicubic", align_corners=False
+    )
+    return resampled[0].permute(1, 2, 0)

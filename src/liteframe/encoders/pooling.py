@@ -110,6 +110,10 @@ class PooledEncoder(VideoEncoder):
             parts.append(self.pool(frames[whole:][None]))
         return VideoTokens(torch.cat(parts), num_frames=num_frames, group_size=size, seconds=seconds)
 
+    def flops(self, height: int, width: int, num_frames: int) -> int:
+        """The teacher's (see `TeacherEncoder.flops`); pooling itself is element-wise."""
+        return self.teacher.flops(height, width, num_frames)
+
     def pool(self, features: Float[Tensor, "g f h w d"]) -> Float[Tensor, "g 1 h2 w2 d"]:
         """Pool teacher features of whole groups (or of one shorter group) over all their frames."""
         window = (features.shape[1], *self.window[1:])

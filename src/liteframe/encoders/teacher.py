@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import InternVLVisionModel
 
-from liteframe.encoders.interface import VideoEncoder, patch_grid
+from liteframe.encoders.interface import VideoEncoder, patch_grid, resample_grid
 from liteframe.errors import InputError
 from liteframe.types import VideoTokens
 
@@ -86,6 +86,14 @@ class TeacherEncoder(VideoEncoder):
             hidden = self.tower.layernorm(hidden)
         return rearrange(hidden[:, 1:], "n (h w) d -> n h w d", h=h, w=w)
 
+    def flops(self, height: int, width: int, num_frames: int) -> int:
+        """Floating-point operations for `num_frames` frames, two a multiply-add; matrix products only."""
+        rows, columns = patch_grid(height, width, self.patch_size)
+        d, mlp = self.feature_dim, self.tower.config.intermediate_size
+        n = rows * columns + 1  # CLS
+        block = 2 * n * d * (4 * d + 2 * n + 2 * mlp)
+        return num_frames * (2 * rows * columns * 3 * self.patch_size**2 * d + self._blocks * block)
+
     def _embed(self, pixels: Float[Tensor, "n 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "n tokens d"]:
         embeddings = self.tower.embeddings
         patches = embeddings.patch_embeddings.projection(pixels.to(self.tower.dtype))
@@ -105,6 +113,5 @@ def resample_positions(
     """
     if native == grid:
         return positions
-    square = rearrange(positions[:, 1:], "1 (h w) d -> 1 d h w", h=native[0], w=native[1])
-    square = nn.functional.interpolate(square, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat([positions[:, :1], rearrange(square, "1 d h w -> 1 (h w) d")], dim=1)
+    cells = resample_grid(positions[0, 1:].unflatten(0, native), grid).flatten(0, 1)
+    return torch.cat([positions[:, :1], cells[None]], dim=1)

@@ -67,7 +67,8 @@ def evaluate(
             results.append(_summary(encoder, count, predictions))
             if out is not None:
                 lines = "".join(json.dumps(prediction) + "\n" for prediction in predictions)
-                _write(Path(out) / f"predictions-{encoder}-{count}.jsonl", lines)
+                name = encoder.strip(os.sep).replace(os.sep, "_")  # it may be the folder of a student
+                _write(Path(out) / f"predictions-{name}-{count}.jsonl", lines)
     report = {"benchmark": benchmark, "model": model, "results": results}
     if out is not None:
         _write(Path(out) / "results.json", json.dumps(report, indent=1) + "\n")

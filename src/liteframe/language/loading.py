@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,13 +110,19 @@ def load_checkpoint(
     )
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+def save_checkpoint(
+    checkpoint: Checkpoint,
+    folder: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    also: Callable[[Path], None] | None = None,
+) -> None:
     """Write a checkpoint that `load_checkpoint` reads: all of it or nothing (a folder beside it, then renamed).
 
     Args:
         checkpoint: what to write.
         folder: must not exist yet, or be empty.
         dtype: stored precision; None keeps the model's. Another one costs a copy of the model in memory.
+        also: called with the folder before it gets its name, to write what else belongs into it.
 
     Raises:
         CheckpointError: the folder holds something, or cannot be written.
@@ -134,9 +140,13 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str], dtyp
                 model.save_pretrained(work)
             checkpoint.tokenizer.save_pretrained(work)
             (work / SETTINGS_FILE).write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            if also is not None:
+                with _quiet():
+                    also(work)
             work.chmod(0o755)
-            for file in work.iterdir():
-                file.chmod(0o644)  # safetensors makes its files private; a shared model folder is meant to be read
+            for path in work.rglob("*"):
+                # safetensors makes its files private; a shared model folder is meant to be read.
+                path.chmod(0o755 if path.is_dir() else 0o644)
             work.replace(folder)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)

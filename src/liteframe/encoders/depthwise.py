@@ -1,0 +1,154 @@
+"""Depth-wise convolution of channels-last video features, as element-wise taps or by the library's convolution.
+
+On CPU a depth-wise convolution moves much memory and computes little, and the library's wants channels first: permuted
+copies of the whole tensor around a slow kernel. As taps it is one fused multiply-add of a shifted view for every tap,
+with no copy; `_Taps` has its own backward, because autograd's would fill a tensor with zeros for every shifted view.
+
+Padding is chosen so that output i looks at the inputs from ``stride * i - left_padding`` on; `average_kernel` therefore
+is exactly the mean over the window ``stride * i ... stride * i + stride - 1``.
+
+Axis letters: ``g`` groups, ``t`` time, ``h``/``w`` grid cells, ``d`` channels; ``a``/``b``/``c`` taps along t, h, w.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Triple = tuple[int, int, int]
+METHODS = ("auto", "taps", "convolution")
+"""How to compute: by the library's convolution on CUDA and as taps elsewhere; always as taps; always by the library."""
+_Slices = tuple[slice, ...]
+
+
+def left_padding(kernel: int, stride: int) -> int:
+    """Zeros in front of an axis, such that the window of a stride is covered, the rest of the kernel around it."""
+    return (kernel - stride + 1) // 2
+
+
+def average_kernel(kernel: Triple, stride: Triple) -> Float[Tensor, "a b c"]:
+    """The kernel that takes the plain mean over every window of a stride, float32. Needs kernel >= stride."""
+    weights = torch.zeros(kernel)
+    window = []
+    for size, step in zip(kernel, stride, strict=True):
+        first = left_padding(size, step)
+        window.append(slice(first, first + step))
+    weights[tuple(window)] = 1 / (stride[0] * stride[1] * stride[2])
+    return weights
+
+
+def depthwise_convolution(
+    hidden: Float[Tensor, "g t h w d"], weight: Float[Tensor, "d 1 a b c"], stride: Triple, method: str = "auto"
+) -> Float[Tensor, "g t2 h2 w2 d"]:
+    """Convolve every channel by itself; ``t2 = t / stride``, and so on: sizes must be multiples of the strides.
+
+    Args:
+        hidden: channels last.
+        weight: as `torch.nn.Conv3d` keeps it; cast to the dtype of `hidden`. At least as large as the stride.
+        stride: along t, h, w.
+        method: one of `METHODS`.
+    """
+    weight = weight.to(hidden.dtype)
+    if method == "taps" or (method == "auto" and hidden.device.type != "cuda"):
+        return _Taps.apply(hidden, weight[:, 0].permute(1, 2, 3, 0).contiguous(), stride)
+    padding = [left_padding(size, step) for size, step in zip(weight.shape[2:], stride, strict=True)]
+    channels_first = hidden.permute(0, 4, 1, 2, 3)
+    result = F.conv3d(channels_first, weight, stride=stride, padding=padding, groups=len(weight))
+    return result.permute(0, 2, 3, 4, 1).contiguous()
+
+
+class TemporalConvolution(nn.Module):
+    """A residual depth-wise convolution along time, for every token by itself. A weight of zero is the identity."""
+
+    def __init__(self, width: int, kernel: int, method: str) -> None:
+        super().__init__()
+        self.method = method
+        self.weight = nn.Parameter(torch.empty(width, 1, kernel))
+
+    def forward(self, hidden: Float[Tensor, "g t n d"]) -> Float[Tensor, "g t n d"]:
+        """The residual is one more on the middle tap, so that it costs nothing."""
+        middle = F.one_hot(torch.tensor(self.weight.shape[-1] // 2), self.weight.shape[-1])
+        weight = (self.weight + middle.to(self.weight))[..., None, None]
+        return depthwise_convolution(hidden[:, :, :, None], weight, (1, 1, 1), self.method)[:, :, :, 0]
+
+
+class StridedConvolution(nn.Module):
+    """A depth-wise convolution that shrinks time, rows and columns; a stride above `kernel` has as many taps."""
+
+    def __init__(self, width: int, kernel: int, stride: Triple, method: str) -> None:
+        super().__init__()
+        self.method, self.stride = method, stride
+        self.kernel = (max(kernel, stride[0]), max(kernel, stride[1]), max(kernel, stride[2]))
+        self.weight = nn.Parameter(torch.empty(width, 1, *self.kernel))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, hidden: Float[Tensor, "g t h w d"]) -> Float[Tensor, "g t2 h2 w2 d"]:
+        """Sizes must be multiples of the strides."""
+        return depthwise_convolution(hidden, self.weight, self.stride, self.method) + self.bias
+
+
+class _Taps(torch.autograd.Function):
+    """The convolution as a sum over taps; `taps` (a, b, c, d). Once differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, taps: Tensor, stride: Triple) -> Tensor:
+        ctx.save_for_backward(hidden, taps)
+        ctx.stride = stride
+        weights = taps.flatten(0, 2).unbind()
+        (first, source, _), *others = _shifts(tuple(hidden.shape[1:4]), tuple(taps.shape[:3]), stride)
+        result = hidden[source] * weights[first]
+        for tap, source, target in others:
+            result[target].addcmul_(hidden[source], weights[tap])
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (grad,) = grads
+        hidden, taps = ctx.saved_tensors
+        weights = taps.flatten(0, 2).unbind()
+        grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_taps = torch.zeros_like(taps) if ctx.needs_input_grad[1] else None
+        for tap, source, target in _shifts(tuple(hidden.shape[1:4]), tuple(taps.shape[:3]), ctx.stride):
+            if grad_hidden is not None:
+                grad_hidden[source].addcmul_(grad[target], weights[tap])
+            if grad_taps is not None:
+                grad_taps.view(-1, grad.shape[-1])[tap] = (grad[target] * hidden[source]).sum(dim=(0, 1, 2, 3))
+        return grad_hidden, grad_taps, None
+
+
+@functools.lru_cache(maxsize=256)
+def _shifts(sizes: Triple, kernel: Triple, stride: Triple) -> list[tuple[int, _Slices, _Slices]]:
+    """For every tap (its index, the inputs that it meets, the outputs that they go to); first one that meets all.
+
+    Cached: on small grids it would take longer than the arithmetic.
+    """
+    axes = [list(_axis_shifts(*axis)) for axis in zip(sizes, kernel, stride, strict=True)]
+    shifts: list[tuple[int, _Slices, _Slices]] = []
+    for (a, *along_t), (b, *along_h), (c, *along_w) in itertools.product(*axes):
+        source, target = zip(along_t, along_h, along_w, strict=True)
+        index = (a * kernel[1] + b) * kernel[2] + c
+        shifts.append((index, (slice(None), *source), (slice(None), *target)))
+    a, b, c = (left_padding(size, step) for size, step in zip(kernel, stride, strict=True))
+    shifts.sort(key=lambda shift: shift[0] != (a * kernel[1] + b) * kernel[2] + c)
+    return shifts
+
+
+def _axis_shifts(size: int, kernel: int, stride: int) -> Iterator[tuple[int, slice, slice]]:
+    """Along one axis: tap k of output i meets input ``stride * i + k - left_padding``, where there is one."""
+    outputs = size // stride
+    for tap in range(kernel):
+        offset = tap - left_padding(kernel, stride)
+        first = max(0, -(offset // stride))
+        last = min(outputs - 1, (size - 1 - offset) // stride)
+        if first <= last:
+            start = stride * first + offset
+            yield tap, slice(start, stride * last + offset + 1, stride), slice(first, last + 1)
