@@ -282,6 +282,22 @@ def pretrain(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = Fals
 
 
 @_command("""
+    liteframe distill --recipe recipes/ctd_mini.toml
+    liteframe distill --recipe recipes/ctd_mini.toml --set output=runs/student --set data.path=recordings
+""")
+def distill(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> dict[str, Any]:
+    """Train a student encoder to predict a teacher's pooled features (Compressed Token Distillation).
+
+    The same command with the same output resumes where it stopped.
+    """
+    from liteframe.training.distill import distill as train
+
+    result = train(recipe, overrides or [])
+    Console().print(terminal.facts(result))
+    return result
+
+
+@_command("""
     liteframe evaluate needles --data data/needles --encoder teacher,pooled --frames 8,16,32
     liteframe evaluate needles --data data/needles --frames 64 --limit 20 --out runs/needles --json
 """)

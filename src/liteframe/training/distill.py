@@ -1,0 +1,384 @@
+"""Compressed Token Distillation (CTD): the student learns the pooled features of a frozen teacher.
+
+One step:
+
+1. clips of a few frames, at random strides, from the user's videos or from the needle generator   data
+2. the teacher's features of every frame, pooled over 4 x 2 x 2; or from the cache                 encoders.pooling
+3. the student's features of the same pixels                                                       encoders.student
+4. their difference                                                                                training.losses
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pydantic
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from liteframe.config import Config
+from liteframe.data.clip_loader import ClipLoader
+from liteframe.data.clips import Clip, ClipConfig, ClipSampler, ClipSource
+from liteframe.data.manifest import load_manifest
+from liteframe.data.needle_clips import NeedleClipConfig, NeedleClips
+from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
+from liteframe.data.target_cache import TargetCache
+from liteframe.encoders.inherit import inherit_from_image_vit, inherit_from_teacher
+from liteframe.encoders.interface import PixelConfig
+from liteframe.encoders.loading import load_student
+from liteframe.encoders.pooling import PooledEncoder
+from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder
+from liteframe.encoders.teacher import TeacherEncoder
+from liteframe.errors import ConfigError
+from liteframe.language.vision_tower import LoadedTower, load_vision_tower
+from liteframe.runtime import seed_everything
+from liteframe.training.loop import LoopConfig, train
+from liteframe.training.losses import LOSSES, LossName, ScalingName, TargetScale, channel_scale, explained_variance
+from liteframe.training.processes import Processes, training_device
+from liteframe.training.record import command_line, curve, finished_record, machine, write_record
+from liteframe.video.transform import normalize
+
+# Held-out clips of the needle generator come from a seed that no run's own can be.
+_HELD_OUT_SEED = 2**31
+
+
+class StudentConfig(Config):
+    """The student and where its weights start from."""
+
+    size: str = "liteframe-b"
+    """A name that `LiteFrameConfig.named` knows."""
+    changes: dict[str, Any] = pydantic.Field(default_factory=dict)
+    """Settings of LiteFrameConfig that differ from that size."""
+    initialise: str = "teacher-first"
+    """``teacher-first`` or ``teacher-spread`` (the teacher's first blocks, or evenly spread ones, where the widths
+    agree), ``image:NAME`` (a ViT, SigLIP or DINOv2 of transformers), ``student:FOLDER``, or ``nothing``."""
+
+
+class TargetConfig(Config):
+    """What the student is to predict."""
+
+    pooling: Literal["wap", "average"] = "wap"
+    """How the teacher's features of 4 x 2 x 2 patches become one."""
+    alpha: float | int = 1.0
+    """WAP's exponent of the norm."""
+
+
+class DistillLossConfig(Config):
+    """How far off it is."""
+
+    name: LossName = "clipped_mse"
+    """A name of `training.losses.LOSSES`."""
+    scaling: ScalingName = "none"
+    """What both sides are divided by first, see `TargetScale`."""
+
+
+class DistillDataConfig(Config):
+    """Where clips come from."""
+
+    free_settings: ClassVar[frozenset[str]] = frozenset({"workers", "cache", "cache_gigabytes"})
+
+    path: str | None = None
+    """A folder of videos or a manifest; none draws clips of the needle generator."""
+    clips: int = pydantic.Field(8, ge=1)
+    """Clips a step, over all processes."""
+    videos: ClipConfig = ClipConfig()
+    """Clips of the videos at `path`."""
+    needles: NeedleClipConfig = NeedleClipConfig()
+    """Clips of the needle generator."""
+    workers: int = pydantic.Field(1, ge=0)
+    """Threads that make clips ahead of the training."""
+    bad_videos: BadVideoPolicy = BadVideoPolicy()
+    """When unreadable videos stop the run."""
+    held_out: str | None = None
+    """Videos that judge the student, where `path` is given; none judges on the needle generator's held-out clips."""
+    held_out_clips: int = pydantic.Field(32, ge=1)
+    """How many clips judge it."""
+    cache: str | None = None
+    """A folder for targets and pixels: later epochs and other students skip teacher and decoder."""
+    cache_gigabytes: float | int = pydantic.Field(20.0, gt=0)
+    """Its greatest size; what was not used longest goes first."""
+
+
+class DistillRecipe(LoopConfig):
+    """Everything that decides a student's weights."""
+
+    free_settings: ClassVar[frozenset[str]] = LoopConfig.free_settings | {"output"}
+
+    output: str
+    """Folder of the run: checkpoints, log, and at the end the student."""
+    teacher: str = "mini"
+    """Checkpoint whose vision tower teaches: mini, a folder or a hub id."""
+    student: StudentConfig = StudentConfig()
+    """Who learns."""
+    target: TargetConfig = TargetConfig()
+    """What."""
+    loss: DistillLossConfig = DistillLossConfig()
+    """How it is judged."""
+    data: DistillDataConfig = DistillDataConfig()
+    """From what."""
+
+
+@dataclass(frozen=True)
+class DistillBatch:
+    """Clips of one step.
+
+    Attributes:
+        pixels: uint8 (c, t, 3, H, W).
+        targets: the teacher's pooled features of each clip, where the cache has them.
+        clips: what they are called.
+    """
+
+    pixels: UInt8[Tensor, "c t 3 H W"]
+    targets: list[Tensor | None]
+    clips: list[Clip]
+
+
+class DistillTask:
+    """What the loop trains: the student, against the pooled teacher. A `DivisibleTask`."""
+
+    def __init__(
+        self,
+        student: LiteFrameEncoder,
+        teacher: PooledEncoder,
+        clips: ClipSource,
+        recipe: DistillRecipe,
+        pixels: PixelConfig,
+        cache: TargetCache | None = None,
+    ) -> None:
+        self.module = student
+        self._teacher = teacher.eval().requires_grad_(False)
+        self._clips = clips
+        self._recipe = recipe
+        self._pixels = pixels
+        self._cache = cache
+        self._scale = TargetScale(recipe.loss.scaling)
+        self._loaders: dict[tuple[int, int], ClipLoader] = {}
+
+    def part(self, step: int, part: int, parts: int) -> DistillBatch | None:
+        """The clips of a step whose place is `part`, `part` + `parts`, ...; None where there are none."""
+        if (part, parts) not in self._loaders:
+            data = self._recipe.data
+            self._loaders[part, parts] = ClipLoader(
+                self._clips,
+                lambda at: range(at * data.clips + part, (at + 1) * data.clips, parts),
+                workers=data.workers,
+                steps=self._recipe.steps,
+                prepare=self._look_up,
+            )
+        found = self._loaders[part, parts].batch(step)
+        if not found:
+            return None
+        clips, targets = zip(*found, strict=True)
+        return DistillBatch(torch.stack([clip.pixels for clip in clips]), list(targets), list(clips))
+
+    def loss(self, batch: DistillBatch) -> tuple[Tensor, dict[str, int | float]]:
+        """The recipe's loss; also explained variance and cosine of this batch."""
+        groups = self.groups(batch.pixels.flatten(0, 1))
+        target = self._targets(batch, groups).flatten(0, 3)
+        student = self.module(groups).features.float().flatten(0, 3)
+        loss = LOSSES[self._recipe.loss.name](*self._scale(student, target))
+        with torch.no_grad():
+            figures: dict[str, int | float] = {
+                "variance": explained_variance(student, target).item(),
+                "cosine": F.cosine_similarity(student, target, dim=-1).mean().item(),
+                "samples": len(batch.clips),
+            }
+        return loss, figures
+
+    def describe(self, batch: DistillBatch) -> str:
+        """The clips of a batch, for a run that has to stop at it."""
+        return ", ".join(clip.key for clip in batch.clips)
+
+    def close(self) -> None:
+        """Stop making clips ahead."""
+        for loader in self._loaders.values():
+            loader.close()
+
+    def groups(self, pixels: UInt8[Tensor, "t 3 H W"]) -> Float[Tensor, "g f 3 H W"]:
+        """Frames as both encoders want them, on the student's device."""
+        device = next(self.module.parameters()).device
+        normalized = normalize(pixels.to(device), self._pixels.mean, self._pixels.std)
+        return rearrange(normalized, "(g f) c h w -> g f c h w", f=self.module.group_size)
+
+    @torch.no_grad()
+    def target(self, groups: Float[Tensor, "g f 3 H W"]) -> Float[Tensor, "g 1 h w d"]:
+        """The pooled teacher's features, float32."""
+        with torch.autocast(groups.device.type, enabled=False):
+            return self._teacher(groups.to(next(self._teacher.parameters()).dtype)).features.float()
+
+    def measure_scale(self, clips: Sequence[Clip]) -> None:
+        """Take the ``channel`` scaling, where the recipe wants it, from the teacher's features of `clips`."""
+        if self._recipe.loss.scaling == "channel":
+            self._scale = channel_scale(torch.cat([self.target(self.groups(c.pixels)).flatten(0, 3) for c in clips]))
+
+    def judge(self, clips: Sequence[Clip]) -> dict[str, float]:
+        """Explained variance and mean cosine over all tokens of `clips`."""
+        was_training = self.module.training
+        self.module.eval()
+        with torch.no_grad():
+            groups = [self.groups(clip.pixels) for clip in clips]
+            student = torch.cat([self.module(each).features.float().flatten(0, 3) for each in groups])
+            target = torch.cat([self.target(each).flatten(0, 3) for each in groups])
+        self.module.train(was_training)
+        return {
+            "explained_variance": round(explained_variance(student, target).item(), 4),
+            "cosine": round(F.cosine_similarity(student, target, dim=-1).mean().item(), 4),
+        }
+
+    def _look_up(self, clip: Clip) -> tuple[Clip, Tensor | None]:
+        entry = self._cache.get(clip.key, clip.source) if self._cache is not None else None
+        return clip, entry["target"] if entry is not None else None
+
+    def _targets(self, batch: DistillBatch, groups: Float[Tensor, "g f 3 H W"]) -> Float[Tensor, "g 1 h w d"]:
+        """From the cache where it has them all; else from the teacher, and into the cache."""
+        if any(target is None for target in batch.targets):
+            made = self.target(groups)
+            if self._cache is None:
+                return made
+            # What the cache gives back is rounded: train on that at once, or a resumed run would see other targets.
+            parts = zip(batch.clips, made.chunk(len(batch.clips)), strict=True)
+            stored = [self._cache.put(c.key, {"target": part.cpu()}, c.source)["target"] for c, part in parts]
+        else:
+            stored = [target for target in batch.targets if target is not None]
+        return torch.cat(stored).to(groups.device).float()
+
+
+def distill(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Run a recipe, or go on where its `output` folder left off, or report what a finished one holds.
+
+    Returns:
+        the training record, as written to ``OUTPUT/training.json``; the student is beside it.
+
+    Raises:
+        ConfigError: a recipe that cannot be used, or a student that does not fit the teacher.
+        CheckpointError: a teacher that cannot be loaded.
+        DataError: videos that cannot be used.
+        TrainingError: the loss stopped being a number.
+    """
+    recipe = DistillRecipe.from_toml(recipe_path, overrides)
+    output = Path(recipe.output)
+    if (finished := finished_record(output)) is not None:
+        print(f"{output}: is finished; give --set output=... for another run", file=sys.stderr)
+        return finished
+    seed_everything(recipe.seed)
+    teacher = load_vision_tower(recipe.teacher, device=str(training_device()))
+    student = build_student(recipe.student, teacher).to(training_device())
+    pooled = PooledEncoder(
+        TeacherEncoder(teacher.tower, teacher.feature_layer, teacher.select_strategy),
+        method=recipe.target.pooling,
+        alpha=recipe.target.alpha,
+    )
+    cache, pixel_store = _caches(recipe, teacher)
+    skipped_list = output / "skipped.jsonl" if Processes().is_main else None
+    clips = _clips(recipe.data, recipe.data.path, teacher.pixels, recipe.seed, skipped_list, pixel_store)
+    judges = _clips(recipe.data, recipe.data.held_out, teacher.pixels, _HELD_OUT_SEED + recipe.seed)
+    held_out = [judges.clip(index) for index in range(recipe.data.held_out_clips)]
+    task = DistillTask(student, pooled, clips, recipe, teacher.pixels, cache)
+    with closing(task):
+        task.measure_scale([clips.clip(index) for index in range(min(16, recipe.data.clips))])
+        before = task.judge(held_out)
+        train(task, recipe, output, "distill", recipe)
+        record = {
+            "command": command_line("distill", recipe_path, overrides),
+            "recipe": recipe.model_dump(mode="json"),
+            "machine": machine(),
+            "teacher": {"name": teacher.name, "digest": teacher.digest},
+            "steps": recipe.steps,
+            "held_out_before": before,
+            "held_out": task.judge(held_out),
+            "skipped_videos": clips.skipped.num_skipped if isinstance(clips, ClipSampler) else 0,
+            **curve(output / "log.jsonl"),
+        }
+    if Processes().is_main:
+        _export(student, output, record)
+    return record
+
+
+def build_student(config: StudentConfig, teacher: LoadedTower) -> LiteFrameEncoder:
+    """A student of the teacher's feature space, started as the recipe says.
+
+    Raises:
+        ConfigError: no such size or start, or one that does not fit the teacher.
+    """
+    size = teacher.pixels.height, teacher.pixels.width
+    settings = {"image_size": size, "feature_dim": teacher.tower.config.hidden_size, **config.changes}
+    student = LiteFrameEncoder(LiteFrameConfig.named(config.size, **settings))
+    if student.feature_dim != teacher.tower.config.hidden_size:
+        raise ConfigError(
+            f"student.changes: feature_dim {student.feature_dim} is not the teacher's width "
+            f"{teacher.tower.config.hidden_size}; leave feature_dim out"
+        )
+    kind, _, name = config.initialise.partition(":")
+    if config.initialise in ("teacher-first", "teacher-spread"):
+        inherit_from_teacher(student, teacher.tower, "first" if kind == "teacher-first" else "spread")
+    elif kind == "image" and name:
+        inherit_from_image_vit(student, name, teacher.pixels.mean, teacher.pixels.std)
+    elif kind == "student" and name:
+        other = load_student(Path(name), student.feature_dim, student.patch_size)
+        if {k: v.shape for k, v in other.state_dict().items()} != {k: v.shape for k, v in student.state_dict().items()}:
+            raise ConfigError(f"student.initialise: the student in {name} is of another shape than {config.size}")
+        student.load_state_dict(other.state_dict())
+    elif config.initialise != "nothing":
+        raise ConfigError(
+            f"student.initialise '{config.initialise}': use teacher-first, teacher-spread, image:NAME, "
+            "student:FOLDER or nothing"
+        )
+    return student
+
+
+def _clips(
+    data: DistillDataConfig,
+    path: str | None,
+    pixels: PixelConfig,
+    seed: int,
+    skipped_list: Path | None = None,
+    pixel_store: TargetCache | None = None,
+) -> ClipSource:
+    """Clips of the teacher's frame size: of videos, or of the needle generator."""
+    size = {"size": (pixels.height, pixels.width)}
+    if path is None:
+        return NeedleClips(data.needles.model_copy(update=size), seed)
+    entries = load_manifest(path)
+    if skipped_list is not None:
+        skipped_list.parent.mkdir(parents=True, exist_ok=True)
+    skipped = SkippedVideos(len(entries), data.bad_videos, skipped_list)
+    return ClipSampler(entries, data.videos.model_copy(update=size), seed, skipped, pixel_store)
+
+
+def _caches(recipe: DistillRecipe, teacher: LoadedTower) -> tuple[TargetCache | None, TargetCache | None]:
+    """Caches of the teacher's targets and of clips' pixels, half of the space each."""
+    data = recipe.data
+    if data.cache is None:
+        return None, None
+    half = int(data.cache_gigabytes * 1e9 / 2)
+    identity = {
+        "teacher": teacher.digest,
+        "feature_layer": teacher.feature_layer,
+        "pooling": recipe.target.model_dump(),
+        "pixels": teacher.pixels.model_dump(),
+    }
+    return (
+        TargetCache(Path(data.cache) / "targets", identity, half),
+        TargetCache(Path(data.cache) / "pixels", {"pixels": "uint8"}, half, dtype=None),
+    )
+
+
+def _export(student: LiteFrameEncoder, output: Path, record: dict[str, Any]) -> None:
+    """Put the finished student into `output`; the record comes last and marks it finished."""
+    folder = output / "export"
+    student.eval()
+    student.save_pretrained(folder)  # type: ignore[operator]  # mypy skips transformers, see pyproject.toml
+    for path in sorted(folder.iterdir()):
+        path.chmod(0o644)
+        os.replace(path, output / path.name)
+    folder.rmdir()
+    write_record(output, record)
