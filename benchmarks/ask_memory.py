@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ import av
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from liteframe.runtime import machine_facts
 
 WIDTH, HEIGHT, FPS = 640, 360, 25
 VIDEOS = {"10 seconds": 10, "10 minutes": 600}
@@ -80,23 +81,6 @@ def measure(video: Path, name: str, arguments: argparse.Namespace) -> dict[str, 
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    import psutil
-    import torch
-
-    return {
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -130,7 +114,7 @@ def main() -> None:
     Console().print(table)
     difference = rows[1]["peak_memory_bytes"] - rows[0]["peak_memory_bytes"]
     settings = {"frames": arguments.frames, "model": arguments.model, "encoder": arguments.encoder}
-    print(json.dumps({"machine": machine(), **settings, "rows": rows, "difference_bytes": difference}))
+    print(json.dumps({"machine": machine_facts(), **settings, "rows": rows, "difference_bytes": difference}))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from transformers import InternVLVisionConfig, InternVLVisionModel
 from liteframe.encoders.interface import group_frames
 from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.encoders.teacher import TeacherEncoder
-from liteframe.runtime import tune_allocator
+from liteframe.runtime import machine_facts, tune_allocator
 
 Encoder = TeacherEncoder | LiteFrameEncoder
 TEACHER = "InternViT-300M"
@@ -128,22 +127,6 @@ def measure_with_system_allocator(arguments: argparse.Namespace) -> list[dict[st
     return json.loads(run.stdout.splitlines()[-1])["rows"]
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    import psutil
-
-    return {
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
 def print_rows(console: Console, rows: list[dict[str, Any]], system: list[dict[str, Any]]) -> None:
     """One table: median, spread, speed-up beside its bound, and the median with the system's allocator."""
     table = Table(title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -198,7 +181,7 @@ def main() -> None:
     side = 56 if arguments.tiny else 448
     console = Console(width=120)
     report: dict[str, Any] = {
-        "machine": machine(),
+        "machine": machine_facts(),
         "frames": FRAMES,
         "height": side,
         "width": side,

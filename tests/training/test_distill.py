@@ -146,6 +146,7 @@ def test_a_finished_student_answers_and_is_not_trained_again(
         ("student.size=nonsense", ConfigError, "nonsense"),
         ("student.initialise=hope", ConfigError, "hope"),
         ("student.changes={feature_dim=64}", ConfigError, "192"),
+        ("student.changes={strides=[[2,1,1],[2,1,1]]}", ConfigError, "pooled teacher"),
         ("stpes=3", ConfigError, "stpes"),
         ("student.initialise=student:nowhere", CheckpointError, "nowhere"),
         ("teacher=./nowhere", CheckpointError, "nowhere"),

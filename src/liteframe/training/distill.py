@@ -40,11 +40,11 @@ from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.encoders.teacher import TeacherEncoder
 from liteframe.errors import ConfigError
 from liteframe.language.vision_tower import LoadedTower, load_vision_tower
-from liteframe.runtime import seed_everything
+from liteframe.runtime import machine_facts, seed_everything
 from liteframe.training.loop import LoopConfig, train
 from liteframe.training.losses import LOSSES, LossName, ScalingName, TargetScale, channel_scale, explained_variance
 from liteframe.training.processes import Processes, training_device
-from liteframe.training.record import command_line, curve, finished_record, machine, write_record
+from liteframe.training.record import command_line, curve, finished_record, write_record
 from liteframe.video.transform import normalize
 
 # Held-out clips of the needle generator come from a seed that no run's own can be.
@@ -161,6 +161,7 @@ class DistillTask:
         self._pixels = pixels
         self._cache = cache
         self._scale = TargetScale(recipe.loss.scaling)
+        _check_grids(student, teacher, pixels)
         self._loaders: dict[tuple[int, int], ClipLoader] = {}
 
     def part(self, step: int, part: int, parts: int) -> DistillBatch | None:
@@ -290,7 +291,7 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str,
         record = {
             "command": command_line("distill", recipe_path, overrides),
             "recipe": recipe.model_dump(mode="json"),
-            "machine": machine(),
+            "machine": machine_facts(),
             "teacher": {"name": teacher.name, "digest": teacher.digest},
             "steps": recipe.steps,
             "held_out_before": before,
@@ -333,6 +334,17 @@ def build_student(config: StudentConfig, teacher: LoadedTower) -> LiteFrameEncod
             "student:FOLDER or nothing"
         )
     return student
+
+
+def _check_grids(student: LiteFrameEncoder, teacher: PooledEncoder, pixels: PixelConfig) -> None:
+    """Raise ConfigError where the two would make different grids of the same frames."""
+    size = pixels.height, pixels.width
+    ours, wanted = ((encoder.group_size, *encoder.grid(*size)) for encoder in (student, teacher))
+    if ours != wanted:
+        raise ConfigError(
+            f"student: its strides make a grid of {ours[1:]} from {ours[0]} frames of {size[0]} x {size[1]}, and "
+            f"the pooled teacher makes one of {wanted[1:]} from {wanted[0]}; change the strides until they meet"
+        )
 
 
 def _clips(

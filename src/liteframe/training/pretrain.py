@@ -17,13 +17,13 @@ from liteframe.config import Config
 from liteframe.encoders.interface import PixelConfig
 from liteframe.language.loading import Checkpoint, save_checkpoint
 from liteframe.language.prompt import PromptBuilder, PromptConfig
-from liteframe.runtime import seed_everything
+from liteframe.runtime import machine_facts, seed_everything
 from liteframe.training.checkpoint import load_weights
 from liteframe.training.loop import LoopConfig, Task, train
 from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer, grow_language_model
 from liteframe.training.pretrain_language import LanguageStageConfig, LanguageTask, build_bank, start_projector
 from liteframe.training.pretrain_vision import Tutor, TutorTask, VisionStageConfig, VisionTask
-from liteframe.training.record import command_line, curve, finished_record, machine, write_record
+from liteframe.training.record import command_line, curve, finished_record, write_record
 
 
 class PretrainRecipe(Config):
@@ -99,7 +99,7 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     record = {
         "command": command_line("pretrain", recipe_path, overrides),
         "recipe": recipe.model_dump(mode="json"),
-        "machine": machine(),
+        "machine": machine_facts(),
         "minutes": round(sum(stage["minutes"] for stage in stages.values()), 1),
         "stages": stages,
     }

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 RECORD = "training.json"
 """Name of the record in a run's output folder; it is written last, so its presence says that the run is finished."""
@@ -57,22 +54,3 @@ def _mean(lines: list[dict[str, Any]]) -> dict[str, Any]:
         if name not in ("step", "seconds") and values:
             means[name] = round(sum(values) / len(values), 4)
     return {"step": lines[-1]["step"], **means}
-
-
-def machine() -> dict[str, Any]:
-    """What the run ran on."""
-    facts = {"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__}
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
-
-
-def _processor() -> str:
-    """The processor's name, as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
