@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
 from liteframe.data.needle_art import COLOURS, NAMES
-from liteframe.data.needle_turns import BANK_CLIP, compose, make_turns
+from liteframe.data.needle_turns import BANK_CLIP, compose, flash_cards, make_turns
 from liteframe.data.needles import plan_needles
 from liteframe.language.prompt import PromptBuilder, PromptConfig, Slots
 from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer, grow_language_model
+from liteframe.training.narration import Narrator, needle_cells, tell_story
 from liteframe.training.pretrain_language import (
     FrameBank,
     LanguageStageConfig,
@@ -36,7 +39,7 @@ def task() -> LanguageTask:
     bank = FrameBank(features, [bank_clip_needles(0, i) for i in range(3)])
     config = LanguageStageConfig(name="t", text_layers=2, steps=3, learning_rate=1e-3, batch=3, frames=(5,), turns=4)
     prompts = PromptBuilder(tokenizer, PromptConfig.named("bare"), model.config.image_token_id)
-    task = LanguageTask(model, prompts, bank, config)
+    task = LanguageTask(model, Narrator(TINY.text_width), prompts, bank, config)
     task.model, task.prompts = model, prompts
     return task
 
@@ -94,9 +97,6 @@ def test_projector_starts_by_writing_the_words_that_the_reader_found(task: Langu
     reader = CellReader(TINY.vision_width)
     projector, embeddings = model.model.multi_modal_projector, model.get_input_embeddings()
     start_projector(projector, reader, embeddings, tokenizer)
-    with torch.no_grad():
-        projector.linear_2.weight[:, len(NAMES) + len(COLOURS) :] = 0  # the units that still say nothing
-        projector.linear_2.bias.zero_()
     # A cell that excites the reader's rows for "star" and "red" against "nothing", and no other row more.
     star, red = NAMES.index("star"), list(COLOURS).index("red")
     rows = torch.cat([reader.names.weight[1:], reader.colours.weight]) - reader.names.weight[0]
@@ -104,7 +104,7 @@ def test_projector_starts_by_writing_the_words_that_the_reader_found(task: Langu
     goal[[star, len(NAMES) + red]] = 10.0
     cell = torch.linalg.lstsq(rows, goal[:, None]).solution[:, 0].detach()
     with torch.no_grad():
-        said = projector.linear_2(projector.act(projector.linear_1(cell)))
+        said = projector.linear_2(projector.act(projector.linear_1(cell))) - projector.linear_2.bias
 
     def meaning(word: str) -> torch.Tensor:
         ids = {tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in (word, f" {word}")}
@@ -113,6 +113,7 @@ def test_projector_starts_by_writing_the_words_that_the_reader_found(task: Langu
     expected = meaning("star") + meaning("red")
     assert torch.cosine_similarity(said, expected, dim=0) > 0.9
     assert torch.cosine_similarity(said, meaning("circle") + meaning("blue"), dim=0) < 0.5
+    torch.testing.assert_close(projector.linear_2.bias, meaning("nothing"))
 
 
 def test_batches_depend_on_the_step_alone(task: LanguageTask) -> None:
@@ -151,9 +152,70 @@ def test_compositions_show_what_their_needles_say() -> None:
 def test_a_spelled_answer_is_the_option_and_then_its_letter() -> None:
     needles = bank_clip_needles(0, 0)[:4]
     turns = make_turns(np.random.default_rng(1), needles, 40, 1.0, 0.0, spelled_share=0.5)
-    spelled = [(prompt, answer) for prompt, answer in turns if "then its letter" in prompt]
+    answers = {turn.prompt: "".join(text for text, _ in turn.answer) for turn in turns}
+    spelled = {prompt: answer for prompt, answer in answers.items() if "then its letter" in prompt}
     assert 10 < len(spelled) < 30
-    for prompt, answer in spelled:
+    for prompt, answer in spelled.items():
         option, letter = answer.split("\n")
         assert f"\n{letter}. {option}\n" in prompt
-    assert all(answer in "ABCD" for prompt, answer in turns if "then its letter" not in prompt)
+    assert all(answer in "ABCD" for prompt, answer in answers.items() if "then its letter" not in prompt)
+
+
+def test_flash_cards_are_true_and_only_their_answers_are_learned() -> None:
+    seen = Counter()
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        clip = compose(rng, bank_clip_needles(0, seed), num_frames=16, most_needles=5)
+        whats = [needle.what for needle in clip.needles]
+        for turn in flash_cards(rng, clip.needles):
+            assert not turn.ends
+            text = "".join(piece for piece, _ in turn.answer)
+            for card in text.removesuffix(",").split(","):
+                words = card.split()
+                seen[turn.prompt] += 1
+                if turn.prompt == "Colours.":
+                    assert [what.split()[0] for what in whats if what.endswith(f" {words[0]}")] == [words[1]]
+                elif turn.prompt == "Shapes.":
+                    assert [what.split()[1] for what in whats if what.startswith(f"{words[0]} ")] == [words[1]]
+                elif turn.prompt == "How many.":
+                    assert sum(words[0] in what.split() for what in whats) == int(words[1])
+                else:
+                    anchor, answer = " ".join(words[:2]), " ".join(words[-2:])
+                    assert words[2:4] == ["right", turn.prompt[:-1].lower()]
+                    step = 1 if turn.prompt == "After." else -1
+                    assert whats.index(answer) == whats.index(anchor) + step
+            learned = [piece.strip() for piece, learn in turn.answer if learn]
+            assert learned == [" ".join(card.split()[-len(learned[0].split()) :]) for card in text[:-1].split(",")]
+    assert set(seen) == {"Colours.", "Shapes.", "After.", "Before.", "How many."} and min(seen.values()) > 50
+
+
+def test_the_story_at_a_token_is_told_by_the_tokens_up_to_it() -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        clip = compose(rng, bank_clip_needles(0, seed), num_frames=9, most_needles=5)
+        kept = np.sort(np.stack([rng.permutation(16)[:6] for _ in range(9)]), axis=1)
+        story = tell_story(clip, kept, 4)
+        assert story.shape == (54, 7)
+        latest = -1
+        for at in range(story.shape[0]):
+            frame, cell = at // 6, kept[at // 6, at % 6]
+            for number, needle in enumerate(clip.needles):
+                visible = needle.first_frame <= frame < needle.first_frame + needle.num_frames
+                if visible and cell in needle_cells(needle, 4):
+                    latest = number
+            # One that none of the kept cells showed is told together with the next.
+            shown = clip.needles[: latest + 1]
+            name, colour, name_before, colour_before, count, of_colour, of_name = story[at]
+            assert count == len(shown)
+            if not shown:
+                assert not story[at].any()
+                continue
+            last = shown[-1]
+            assert NAMES[name - 1] == last.name and list(COLOURS)[colour - 1] == last.colour
+            assert of_colour == sum(needle.colour == last.colour for needle in shown)
+            assert of_name == sum(needle.name == last.name for needle in shown)
+            if len(shown) == 1:
+                assert name_before == colour_before == 0
+            else:
+                before = shown[-2]
+                assert (NAMES[name_before - 1], list(COLOURS)[colour_before - 1]) == (before.name, before.colour)

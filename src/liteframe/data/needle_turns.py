@@ -1,4 +1,4 @@
-"""Clips recomposed from a bank of frames, and the question-answer turns about them: what a language model learns on.
+"""Clips recomposed from a bank of frames, and the turns about them: what a language model learns on.
 
 Frames are rendered and encoded once; each step then picks needles of one bank clip, in any order and for any number of
 frames, between background frames of the same clip. One bank so gives more different videos than are ever used.
@@ -6,6 +6,7 @@ frames, between background frames of the same clip. One bank so gives more diffe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from liteframe.data.haystacks import ProceduralHaystack
+from liteframe.data.needle_art import COLOURS, SHAPES
 from liteframe.data.needle_frames import through_codec
 from liteframe.data.needles import NeedleConfig, NeedleVideo, plan_needles
 from liteframe.data.questions import LETTERS, TASKS, Needle, make_question, multiple_choice_prompt
@@ -74,6 +76,16 @@ def compose(rng: np.random.Generator, needles: Sequence[Needle], num_frames: int
     return Composition(frames, tuple(placed))
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A prompt and its answer, piece by piece: (text, whether it is to be learned)."""
+
+    prompt: str
+    answer: tuple[tuple[str, bool], ...]
+    ends: bool = True
+    """Whether the end of the answer is to be learned as well."""
+
+
 def make_turns(
     rng: np.random.Generator,
     needles: tuple[Needle, ...],
@@ -81,8 +93,8 @@ def make_turns(
     multiple_choice_share: float,
     list_share: float,
     spelled_share: float = 0.0,
-) -> list[tuple[str, str]]:
-    """At most `count` different (prompt, answer) pairs about one clip, going round the tasks.
+) -> list[Turn]:
+    """At most `count` different questions about one clip, going round the tasks.
 
     A multiple-choice answer is the letter; of a `spelled_share` of them it is the option and then its letter, which
     teaches finding the answer and finding its letter one after the other.
@@ -107,4 +119,34 @@ def make_turns(
                 turns.setdefault(multiple_choice_prompt(question.question, question.options), letter)
         else:
             turns.setdefault(question.question, question.answer)
-    return list(turns.items())
+    return [Turn(prompt, ((answer, True),)) for prompt, answer in turns.items()]
+
+
+def flash_cards(rng: np.random.Generator, needles: tuple[Needle, ...]) -> list[Turn]:
+    """Decks of short cards, shuffled, of which only the answers are learned: the densest lesson in looking things up.
+
+    A question spends twenty tokens on one answer; a card ("star" -> "red", "red star, right after" -> "blue ring")
+    spends three to eight. There is a deck for the colour of a name, the name of a colour, what came right after and
+    right before, and how many there were; each where the clip allows it.
+    """
+
+    def deck(prompt: str, cards: Sequence[tuple[str, str]]) -> Turn:
+        pieces = [
+            piece
+            for at in rng.permutation(len(cards))
+            for piece in ((f" {cards[at][0]}", False), (f" {cards[at][1]}", True), (",", False))
+        ]
+        return Turn(prompt, tuple(pieces), ends=False)
+
+    names, colours = ([getattr(needle, what) for needle in needles] for what in ("name", "colour"))
+    decks = {
+        "Colours.": [(n.name, n.colour) for n in needles if names.count(n.name) == 1],
+        "Shapes.": [(n.colour, n.name) for n in needles if colours.count(n.colour) == 1],
+        "After.": [(f"{n.what} right after", after.what) for n, after in itertools.pairwise(needles)],
+        "Before.": [(f"{n.what} right before", before.what) for before, n in itertools.pairwise(needles)],
+    }
+    absent = (list(COLOURS)[int(rng.integers(len(COLOURS)))], SHAPES[int(rng.integers(len(SHAPES)))])
+    # Digits are not counted: "how many 3" would read like a number.
+    seen = dict.fromkeys([*colours, *(name for name in names if name in SHAPES), *absent])
+    decks["How many."] = [(value, str(colours.count(value) + names.count(value))) for value in seen]
+    return [deck(prompt, cards) for prompt, cards in decks.items() if len(cards) > 0]

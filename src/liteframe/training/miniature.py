@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
 from liteframe.config import Config
-from liteframe.data.needle_turns import LIST_QUESTION, SPELLED_INSTRUCTION
+from liteframe.data.needle_turns import LIST_QUESTION, SPELLED_INSTRUCTION, flash_cards
 from liteframe.data.needles import NeedleConfig, plan_needles
 from liteframe.data.questions import TASKS, make_question, multiple_choice_prompt
 
@@ -91,6 +91,8 @@ def _corpus() -> Iterator[str]:
         yield ", ".join(needle.what for needle in needles)
         yield LIST_QUESTION
         yield SPELLED_INSTRUCTION
+        for deck in flash_cards(rng, needles):
+            yield deck.prompt
 
 
 def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
@@ -150,7 +152,7 @@ def build_model(
         num_attention_heads=config.text_width // _HEAD,
         num_key_value_heads=config.key_value_heads,
         max_position_embeddings=config.max_positions,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
         # About 1 / sqrt(width), for the same reason as the tower's.
         initializer_range=0.05,

@@ -21,6 +21,7 @@ from liteframe.runtime import machine_facts, seed_everything
 from liteframe.training.checkpoint import load_weights
 from liteframe.training.loop import LoopConfig, Task, train
 from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer, grow_language_model
+from liteframe.training.narration import Narrator
 from liteframe.training.pretrain_language import LanguageStageConfig, LanguageTask, build_bank, start_projector
 from liteframe.training.pretrain_vision import Tutor, TutorTask, VisionStageConfig, VisionTask
 from liteframe.training.record import command_line, curve, finished_record, write_record
@@ -89,11 +90,12 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     bank = build_bank(tower, recipe.bank_clips, recipe.seed, pixels, output / "bank.safetensors")
 
     start_projector(model.model.multi_modal_projector, vision.module.reader, model.get_input_embeddings(), tokenizer)
+    narrator = Narrator(recipe.model.text_width)
     for number, stage in enumerate(recipe.language, start=2):
         if stage.text_layers != model.config.text_config.num_hidden_layers:
             model = grow_language_model(model, recipe.model, tokenizer, stage.text_layers)
         name = f"language-{stage.name}"
-        task = LanguageTask(model, prompts, bank, stage)
+        task = LanguageTask(model, narrator, prompts, bank, stage)
         stages[name] = _stage(task, stage, output / name, f"{number} {name}")
 
     record = {

@@ -7,7 +7,8 @@ Two things make this cheap enough for two CPU cores:
   seeing each other, so that each is exactly what a single question looks like when the model is used.
 
 A stage may keep only some of each frame's tokens, at their true positions (as FLIP does with patches, arXiv
-2212.00794).
+2212.00794). Beside the questions there are flash cards (`data.needle_turns`) and the narrator (`training.narration`):
+without them retrieval by name, ordering and counting had not been learned in half an hour.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from transformers.models.internvl.modeling_internvl import InternVLMultiModalPro
 
 from liteframe.data.needle_art import COLOURS, NAMES
 from liteframe.data.needle_frames import NOTHING
-from liteframe.data.needle_turns import BANK_CLIP, Composition, bank_clip, compose, make_turns
+from liteframe.data.needle_turns import BANK_CLIP, Composition, Turn, bank_clip, compose, flash_cards, make_turns
 from liteframe.data.questions import Needle
 from liteframe.encoders.interface import PixelConfig
 from liteframe.language.projector import pixel_shuffle
 from liteframe.language.prompt import PromptBuilder, Slots
 from liteframe.training.loop import LoopConfig
+from liteframe.training.narration import Narrator, narrated_layer, needle_cells, tell_story
 from liteframe.training.pretrain_vision import CellReader
 from liteframe.video.transform import normalize, resize
 
@@ -53,7 +55,7 @@ class LanguageStageConfig(LoopConfig):
     frames: tuple[int, ...] = (4, 8, 16, 32)
     """Numbers of frames; each step takes one, short ones more often in the beginning."""
     tokens_per_frame: int = pydantic.Field(16, ge=1)
-    """Tokens of each frame that are kept; those with a needle first."""
+    """Tokens of each frame that are kept, on a lattice."""
     turns: int = pydantic.Field(8, ge=1)
     """Questions behind each video."""
     most_needles: int = pydantic.Field(6, ge=1)
@@ -63,7 +65,11 @@ class LanguageStageConfig(LoopConfig):
     spelled_share: float = 0.0
     """Share of those whose answer is the option's text and then its letter, instead of the letter alone."""
     list_share: float = 0.5
-    """Share of videos with the question for everything that was shown: the densest lesson."""
+    """Share of videos with the question for everything that was shown."""
+    card_share: float = 0.0
+    """Share of the decks of flash cards that are asked of a video."""
+    narration: float = 0.0
+    """Weight of the narrator's loss beside that of the answers, see `training.narration`."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +120,11 @@ def start_projector(
     embeddings: nn.Embedding,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Start the projector so that a cell with a red star says "red" and "star" in the language model's own words.
+    """Start the projector so that a cell with a red star says "red star", and an empty one "nothing". In place.
 
     Its first hidden units are what the vision stage's reader found (name or colour, against "nothing"); each writes the
-    embedding of its word. The language model then begins with a text to read instead of noise. In place.
+    embedding of its word, and the other units write nothing yet. The language model then begins with a text to read
+    instead of noise.
     """
     projector.layer_norm.load_state_dict(reader.norm.state_dict())
     nothing = reader.names.weight[NOTHING], reader.names.bias[NOTHING]
@@ -126,12 +133,18 @@ def start_projector(
     words = [*NAMES, *COLOURS]
     projector.linear_1.weight[: len(words)] = weights
     projector.linear_1.bias[: len(words)] = biases
+    projector.linear_2.weight.zero_()
     for unit, word in enumerate(words):
-        # The word as the first one of an answer and as a later one.
-        ids = {tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in (word, f" {word}")}
-        meaning = embeddings.weight[sorted(ids)].sum(0)
         # A reader is sure at a difference of about ten.
-        projector.linear_2.weight[:, unit] = meaning / 10
+        projector.linear_2.weight[:, unit] = _meaning(word, embeddings, tokenizer) / 10
+    # Not zero: the norm behind it would blow up whatever little else there is.
+    projector.linear_2.bias.copy_(_meaning("nothing", embeddings, tokenizer))
+
+
+def _meaning(word: str, embeddings: nn.Embedding, tokenizer: PreTrainedTokenizerBase) -> Float[Tensor, " d"]:
+    """The word's embedding, as the first one of an answer and as a later one, summed."""
+    ids = {tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in (word, f" {word}")}
+    return embeddings.weight[sorted(ids)].sum(0)
 
 
 @dataclass(frozen=True)
@@ -145,6 +158,7 @@ class PackedBatch:
         positions: int64 (b, lead + v + s - lead).
         mask: bool (b, 1, p, p), True where a position may look.
         targets: int64 (b, p), the next token where it belongs to an answer, else -100.
+        story: int64 (b, v, 7), what the narrator is to tell.
     """
 
     visual: Float[Tensor, "b v c"]
@@ -153,13 +167,25 @@ class PackedBatch:
     positions: Int[Tensor, "b p"]
     mask: Bool[Tensor, "b 1 p p"]
     targets: Int[Tensor, "b p"]
+    story: Int[Tensor, "b v facts"]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One video of a batch: its tokens (t, n, 4d), the kept ones' numbers (t, k), turns, and story (t * k, facts)."""
+
+    features: Tensor
+    kept: Int[np.ndarray, "t k"]
+    turns: list[Turn]
+    story: Int[np.ndarray, "v facts"]
 
 
 class LanguageModule(nn.Module):
-    """What the language stages train: the projector and the language model, without the tower."""
+    """What the language stages train: the projector, the language model and its narrator, without the tower."""
 
-    def __init__(self, model: InternVLForConditionalGeneration) -> None:
+    def __init__(self, model: InternVLForConditionalGeneration, narrator: Narrator) -> None:
         super().__init__()
+        self.narrator = narrator
         self.projector = model.model.multi_modal_projector
         self.language_model = model.model.language_model
 
@@ -170,11 +196,12 @@ class LanguageTask:
     def __init__(
         self,
         model: InternVLForConditionalGeneration,
+        narrator: Narrator,
         prompts: PromptBuilder,
         bank: FrameBank,
         config: LanguageStageConfig,
     ) -> None:
-        self.module = LanguageModule(model)
+        self.module = LanguageModule(model, narrator)
         self._head = model.lm_head
         self._prompts = prompts
         self._bank = bank
@@ -200,36 +227,40 @@ class LanguageTask:
                 config.list_share,
                 config.spelled_share,
             )
+            turns += [deck for deck in flash_cards(rng, composition.needles) if rng.random() < config.card_share]
             kept = self._kept_tokens(rng, composition)
-            samples.append((self._bank.features[clip, composition.frames], kept, turns))
+            story = tell_story(composition, kept, self._side)
+            samples.append(_Sample(self._bank.features[clip, composition.frames], kept, turns, story))
         return self._pack(samples, num_frames)
 
     def _kept_tokens(self, rng: np.random.Generator, composition: Composition) -> Int[np.ndarray, "t k"]:
-        """Which tokens of each frame stay, in order: all, or a random few with the needle's own among the first."""
-        count = self._bank.features.shape[2]
-        keep = min(self._config.tokens_per_frame, count)
-        score = rng.random((len(composition.frames), count))
-        if keep < count:
-            side = round(count**0.5)
-            for needle in composition.needles:
-                # Half of the kept ones may be the needle's: it must stay a part of what is seen, not all of it.
-                cells = needle_cells(needle, side)
-                favoured = rng.permutation(cells)[: max(1, keep // 2)]
-                score[needle.first_frame : needle.first_frame + needle.num_frames, favoured] += 1
-        return np.sort(np.argsort(-score, axis=1)[:, :keep], axis=1)
+        """Which tokens of each frame stay, in order: all, or those on a lattice that is the same in every frame.
 
-    def _pack(
-        self, samples: Sequence[tuple[Tensor, np.ndarray, list[tuple[str, str]]]], num_frames: int
-    ) -> PackedBatch:
+        With every other row and column, say, a token's neighbours in time are still at fixed distances. Of the
+        lattice's places, one is taken at random among those that show the most needles.
+        """
+        step = max(1, round((self._side**2 / self._config.tokens_per_frame) ** 0.5))
+        lattices = []
+        for row, column in np.ndindex(step, step):
+            grid = np.zeros((self._side, self._side), bool)
+            grid[row::step, column::step] = True
+            cells = np.flatnonzero(grid)
+            shows = sum(bool(np.isin(cells, needle_cells(needle, self._side)).any()) for needle in composition.needles)
+            lattices.append((shows, rng.random(), cells))
+        cells = max(lattices, key=lambda lattice: lattice[:2])[2]
+        return np.tile(cells, (len(composition.frames), 1))
+
+    def _pack(self, samples: Sequence[_Sample], num_frames: int) -> PackedBatch:
         lead, per_frame = self._lead, self._bank.features.shape[2]
-        texts = [[self._ids(question)[1] + self._answer(answer) for question, answer in turns] for *_, turns in samples]
-        after = max(sum(map(len, text)) for text in texts)
+        texts = [[self._text(turn) for turn in sample.turns] for sample in samples]
+        after = max(sum(len(tokens) for tokens, _ in text) for text in texts)
         visual = torch.stack(
             [
-                f.gather(1, torch.from_numpy(k)[..., None].expand(-1, -1, f.shape[-1])).flatten(0, 1)
-                for f, k, _ in samples
+                s.features.gather(1, torch.from_numpy(s.kept)[..., None].expand(-1, -1, s.features.shape[-1]))
+                for s in samples
             ]
-        ).float()
+        )
+        visual = visual.flatten(1, 2).float()
         seen, start = visual.shape[1], len(lead) + num_frames * per_frame
         total = len(lead) + seen + after
         ids = torch.full((len(samples), len(lead) + after), self._pad, dtype=torch.long)
@@ -237,35 +268,45 @@ class LanguageTask:
         targets = torch.full((len(samples), total), -100)
         block = torch.full((len(samples), total), -1)
         ids[:, : len(lead)] = torch.tensor(lead)
-        for row, ((_, kept, turns), text) in enumerate(zip(samples, texts, strict=True)):
-            places = (np.arange(num_frames)[:, None] * per_frame + kept).ravel() + len(lead)
+        for row, (sample, text) in enumerate(zip(samples, texts, strict=True)):
+            places = (np.arange(num_frames)[:, None] * per_frame + sample.kept).ravel() + len(lead)
             positions[row, : len(lead) + seen] = torch.from_numpy(np.concatenate([np.arange(len(lead)), places]))
             block[row, : len(lead) + seen] = 0
             at = len(lead) + seen
-            for number, (tokens, (_, answer)) in enumerate(zip(text, turns, strict=True), start=1):
+            for number, (tokens, learned) in enumerate(text, start=1):
                 end = at + len(tokens)
                 ids[row, at - seen : end - seen] = torch.tensor(tokens)
                 positions[row, at:end] = torch.arange(start, start + len(tokens))
-                answer_length = len(self._answer(answer))
-                targets[row, end - answer_length - 1 : end - 1] = torch.tensor(tokens[-answer_length:])
+                targets[row, at - 1 : end - 1] = torch.where(torch.tensor(learned), torch.tensor(tokens), -100)
                 block[row, at:end] = number
                 at = end
-        return PackedBatch(visual, ids, len(lead), positions, _mask(block), targets)
+        story = torch.from_numpy(np.stack([sample.story for sample in samples]))
+        return PackedBatch(visual, ids, len(lead), positions, _mask(block), targets, story)
 
     def loss(self, batch: PackedBatch) -> tuple[Tensor, dict[str, float]]:
-        """Mean cross-entropy over answer tokens; also the share of them that is the likeliest token."""
-        embed = self.module.language_model.get_input_embeddings()
-        text = embed(batch.ids)
+        """Mean cross-entropy over answer tokens, and the narrator's; also what share of each is right."""
+        language_model = self.module.language_model
+        text = language_model.get_input_embeddings()(batch.ids)
         visual = self.module.projector(batch.visual)
-        inputs = torch.cat([text[:, : batch.lead], visual, text[:, batch.lead :]], dim=1)
-        hidden = self.module.language_model(
-            inputs_embeds=inputs, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-        ).last_hidden_state
+        output = language_model(
+            inputs_embeds=torch.cat([text[:, : batch.lead], visual, text[:, batch.lead :]], dim=1),
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
         asked = batch.targets >= 0
-        logits = self._head(hidden[asked])
+        logits = self._head(output.last_hidden_state[asked])
         targets = batch.targets[asked]
+        middle = output.hidden_states[narrated_layer(language_model.config.num_hidden_layers)]
+        narrated, told = self.module.narrator(middle[:, batch.lead : batch.lead + visual.shape[1]], batch.story)
         right = float((logits.argmax(-1) == targets).float().mean())
-        return F.cross_entropy(logits, targets), {"right": right, "frames": float(batch.visual.shape[1])}
+        figures = {"right": right, "told": told, "tokens": float(visual.shape[1])}
+        return F.cross_entropy(logits, targets) + self._config.narration * narrated, figures
+
+    @property
+    def _side(self) -> int:
+        return round(self._bank.features.shape[2] ** 0.5)
 
     @property
     def _pad(self) -> int:
@@ -280,17 +321,16 @@ class LanguageTask:
         return ids[:at], ids[at + 1 :]
 
     @lru_cache(maxsize=20000)  # noqa: B019
-    def _answer(self, answer: str) -> list[int]:
+    def _text(self, turn: Turn) -> tuple[list[int], list[bool]]:
+        """The ids of a turn behind the video, and which of them are learned."""
         tokenizer = self._prompts.tokenizer
-        return [*tokenizer(answer, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
-
-
-def needle_cells(needle: Needle, side: int) -> Int[np.ndarray, " k"]:
-    """The cells of a side x side grid that the needle covers, row by row."""
-    from liteframe.data.needle_frames import cell_labels
-
-    names, _ = cell_labels(needle, BANK_CLIP.size, BANK_CLIP.size, (side, side))
-    return np.flatnonzero(names.ravel() > 0)
+        ids = list(self._ids(turn.prompt)[1])
+        learned = [False] * len(ids)
+        for text, learn in turn.answer:
+            piece = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids += piece
+            learned += [learn] * len(piece)
+        return [*ids, int(tokenizer.eos_token_id)], [*learned, turn.ends]
 
 
 def _mask(block: Int[Tensor, "b p"]) -> Bool[Tensor, "b 1 p p"]:
