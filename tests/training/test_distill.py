@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from liteframe.data.needle_clips import NeedleClipConfig, NeedleClips
+from liteframe.encoders.loading import load_student
 from liteframe.encoders.pooling import PooledEncoder
+from liteframe.encoders.student import LiteFrameConfig
 from liteframe.encoders.teacher import TeacherEncoder
 from liteframe.errors import CheckpointError, ConfigError
 from liteframe.language.vision_tower import load_vision_tower
@@ -160,7 +163,48 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_projects_recipe_is_valid() -> None:
-    path = Path(__file__).parents[2] / "recipes" / "ctd_mini.toml"
-    config = DistillRecipe.from_toml(path)
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def test_the_miniatures_recipe_runs(tmp_path: Path) -> None:
+    config = DistillRecipe.from_toml(RECIPES / "ctd_mini.toml")
     assert build_student(config.student, load_vision_tower(config.teacher, "cpu")).feature_dim == 192
+    changes = ["steps=2", "data.clips=2", "data.held_out_clips=1", "data.needles.canvases=4", "data.workers=0"]
+    record = distill(RECIPES / "ctd_mini.toml", [f"output={(tmp_path / 'run').as_posix()}", *changes])
+    assert record["steps"] == 2 and (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_the_recipe_for_internvl3_8b_runs_on_tiny_models(tmp_path: Path, clip: Path) -> None:
+    """The whole recipe, from video files, with a teacher, an image model and a student of few weights."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    path = RECIPES / "ctd_internvl3_8b.toml"
+    config = DistillRecipe.from_toml(path)
+    assert LiteFrameConfig.named(config.student.size).hidden_sizes == (768,) * 3
+    assert (config.learning_rate, config.warmup_share, config.data.videos.frames) == (4e-5, 0.05, 4)
+    image = Dinov2Config(hidden_size=64, num_hidden_layers=12, num_attention_heads=1, patch_size=14, image_size=56)
+    Dinov2Model(image).save_pretrained(tmp_path / "image")
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copy(clip, folder)
+    (folder / "broken.mp4").write_bytes(b"no video")
+    record = distill(
+        path,
+        [
+            f"output={(tmp_path / 'run').as_posix()}",
+            "teacher=mini",
+            "steps=2",
+            "save_every=1",
+            "precision=auto",
+            "tensorboard=false",
+            "student.changes={hidden_sizes=[64,64,64],mlp_sizes=[256,256,256]}",
+            f"student.initialise=image:{(tmp_path / 'image').as_posix()}",
+            f"data.path={folder.as_posix()}",
+            "data.clips=2",
+            "data.workers=1",
+            "data.bad_videos.max_bad_share=0.5",
+            "data.held_out_clips=1",
+        ],
+    )
+    assert record["skipped_videos"] == 1
+    assert load_student(tmp_path / "run", 192, 14).config.depths == (4, 4, 4)
