@@ -78,6 +78,23 @@ def test_with_cls_the_first_stage_is_the_tower_itself(pixels, layer_scale, bias)
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("depths", [(1, 1, 2), (2, 0, 2)])
+def test_narrow_first_stages_start_as_the_teachers_patch_embedding(pixels, depths):
+    tower = make_tower()
+    patch, positions = tower.embeddings.patch_embeddings.projection, tower.embeddings.position_embeddings
+    basis = torch.linalg.qr(torch.randn(32, 16)).Q  # what the tower embeds lies in 16 directions: nothing is lost
+    patch.weight.copy_(torch.einsum("dn,en,ecpq->dcpq", basis, basis, patch.weight))
+    patch.bias.copy_(basis @ basis.T @ patch.bias)
+    positions.copy_(positions @ basis @ basis.T)
+    narrow = make_student(hidden_sizes=(16, 32, 32), mlp_sizes=(24, 64, 64), depths=depths)
+    whole = make_student(depths=(0, *depths[1:]))
+    blocks = list(range(sum(depths[1:])))
+    assert inherit_from_teacher(narrow, tower) == inherit_from_teacher(whole, tower) == blocks
+    assert narrow.config.hidden_sizes[0] == 16
+    torch.testing.assert_close(narrow(pixels).features, whole(pixels).features, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("cls_token", [True, False])
 @pytest.mark.parametrize(("layers", "chosen"), [("first", [0, 1, 2, 3]), ("spread", [0, 1, 3, 4])])
 def test_the_whole_student_is_the_towers_layers_with_averages_between(pixels, cls_token, layers, chosen):

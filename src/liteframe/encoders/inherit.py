@@ -79,13 +79,16 @@ def inherit_from_teacher(student: LiteFrameEncoder, tower: InternVLVisionModel, 
     the final norm where the tower has one. LayerScale is copied, or folded into the layers in front of it where the
     student has none. Strided convolutions become averages, temporal ones and the head the identity.
 
+    First stages may be narrower: they take the principal directions of the teacher's patch embedding, their blocks
+    start as the identity, and the Linear behind them maps the directions back.
+
     Args:
         student: changed in place.
         tower: an InternVL vision tower; not changed.
         layers: which of the tower's blocks: the ``"first"`` ones, or ``"spread"`` evenly from the first to the last.
 
     Returns:
-        The index of the tower's block behind each of the student's, in order.
+        The index of the tower's block behind each of the student's that has one, in order.
 
     Raises:
         ConfigError: widths, heads, patches or norms that differ, too few blocks, or a tower of an unknown build.
@@ -100,14 +103,14 @@ def inherit_from_teacher(student: LiteFrameEncoder, tower: InternVLVisionModel, 
     if config.final_norm != (weights.norm is not None):
         has = "no final norm" if weights.norm is None else "a final norm"
         raise ConfigError(f"final_norm is {config.final_norm} and the teacher has {has}; make them agree")
-    count, have = sum(config.depths), len(weights.blocks)
+    count, have = len(_fitting_blocks(student, weights)), len(weights.blocks)
     if layers == "first":
         chosen = list(range(count))
     elif layers == "spread":
         chosen = [round(index * (have - 1) / max(1, count - 1)) for index in range(count)]
     else:
         raise ConfigError(f"layers '{layers}': use first or spread")
-    _write(student, weights, chosen)
+    _write(student, _narrowed(student, weights), chosen)
     student.head.weight.copy_(torch.eye(config.feature_dim))
     student.head.bias.zero_()
     return chosen
@@ -143,7 +146,7 @@ def inherit_from_image_vit(
     if model.config.model_type not in _PIXELS:
         raise ConfigError(f"'{model.config.model_type}': only {', '.join(_PIXELS)} models can be inherited from")
     weights = _read(model)
-    _check_fit(student, weights)
+    _check_fit(student, weights, narrow_start=False)
     mean, std = _PIXELS[model.config.model_type]
     kernel, bias = _for_imagenet_pixels(weights.patch, weights.patch_bias, pixel_mean or mean, pixel_std or std)
     kernel = resample_patch(kernel, student.config.patch_size)
@@ -280,11 +283,13 @@ def _find(state: dict[str, Tensor], names: tuple[str, ...], kind: str) -> Tensor
     raise ConfigError(f"{kind}: has no {names[0]}; a student cannot start from a model of this build")
 
 
-def _check_fit(student: LiteFrameEncoder, weights: _Weights) -> None:
+def _check_fit(student: LiteFrameEncoder, weights: _Weights, narrow_start: bool = True) -> None:
     """Refuse what cannot be copied block by block, naming both sides."""
     config = student.config
-    for width, mlp, heads in zip(config.hidden_sizes, config.mlp_sizes, config.num_heads, strict=True):
-        theirs = len(weights.blocks[0]["mlp.0.bias"])
+    theirs = len(weights.blocks[0]["mlp.0.bias"])
+    narrow = _narrow_stages(student, weights) if narrow_start else 0
+    stages = list(zip(config.hidden_sizes, config.mlp_sizes, config.num_heads, strict=True))
+    for width, mlp, heads in stages[narrow:]:
         if width != weights.width or mlp != theirs:
             raise ConfigError(
                 f"{weights.kind}: its width {weights.width} (MLP {theirs}) is not the student's {width} (MLP {mlp}); "
@@ -294,8 +299,46 @@ def _check_fit(student: LiteFrameEncoder, weights: _Weights) -> None:
             raise ConfigError(f"{weights.kind}: its {weights.heads} heads are not the student's {heads}; set head_dim")
     if config.activation != weights.activation:
         raise ConfigError(f"{weights.kind}: uses {weights.activation}; set the student's activation to it")
-    if sum(config.depths) > len(weights.blocks):
+    if sum(config.depths[narrow:]) > len(weights.blocks):
         raise ConfigError(f"{weights.kind}: {len(weights.blocks)} blocks are too few for depths {config.depths}")
+
+
+def _narrow_stages(student: LiteFrameEncoder, weights: _Weights) -> int:
+    """How many first stages are of one smaller width, with a stage of the source's own width behind them."""
+    sizes = student.config.hidden_sizes
+    count = next((stage for stage, width in enumerate(sizes) if width != sizes[0]), len(sizes))
+    return count if count < len(sizes) and sizes[0] < sizes[count] == weights.width else 0
+
+
+def _fitting_blocks(student: LiteFrameEncoder, weights: _Weights) -> list[Block]:
+    return [block for stage in student.stages[_narrow_stages(student, weights) :] for block in stage]
+
+
+def _narrowed(student: LiteFrameEncoder, weights: _Weights) -> _Weights:
+    """Weights whose patch embedding has the width of the student's narrow first stages; prepares those, in place."""
+    narrow = _narrow_stages(student, weights)
+    if not narrow:
+        return weights
+    vectors = [weights.patch.flatten(1), weights.patch_bias[:, None]]
+    if weights.positions is not None:
+        vectors.append(weights.positions.flatten(0, 1).T)
+    directions = torch.linalg.svd(torch.cat(vectors, dim=1), full_matrices=False).U[:, : student.config.hidden_sizes[0]]
+    for block in (block for stage in student.stages[:narrow] for block in stage):
+        for layer in (block.attention.projection, block.mlp[2]):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        if block.temporal is not None:
+            block.temporal.weight.zero_()
+    widen = student.strides[narrow - 1].widen
+    widen.weight.copy_(directions)
+    widen.bias.zero_()
+    return replace(
+        weights,
+        patch=torch.einsum("dn,dcpq->ncpq", directions, weights.patch),
+        patch_bias=directions.T @ weights.patch_bias,
+        positions=None if weights.positions is None else weights.positions @ directions,
+        cls=None if weights.cls is None else weights.cls @ directions,
+    )
 
 
 def _write(student: LiteFrameEncoder, weights: _Weights, chosen: list[int]) -> None:
@@ -307,8 +350,7 @@ def _write(student: LiteFrameEncoder, weights: _Weights, chosen: list[int]) -> N
         embedding.positions.copy_(resample_grid(weights.positions, (rows, columns)))
     if embedding.cls_token is not None and weights.cls is not None:
         embedding.cls_token.copy_(weights.cls)
-    blocks = [block for stage in student.stages for block in stage]
-    for block, index in zip(blocks, chosen, strict=True):
+    for block, index in zip(_fitting_blocks(student, weights), chosen, strict=True):
         _write_block(block, dict(weights.blocks[index]))
     for stride in student.strides:
         convolution = stride.convolution
