@@ -61,6 +61,8 @@ class StudentConfig(Config):
     initialise: str = "teacher-first"
     """``teacher-first`` or ``teacher-spread`` (the teacher's first blocks, or evenly spread ones, where the widths
     agree), ``image:NAME`` (a ViT, SigLIP or DINOv2 of transformers), ``student:FOLDER``, or ``nothing``."""
+    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the finished student's weights on disk; it is trained in float32."""
 
 
 class TargetConfig(Config):
@@ -300,7 +302,7 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str,
             **curve(output / "log.jsonl"),
         }
     if Processes().is_main:
-        _export(student, output, record)
+        _export(student.to(getattr(torch, recipe.student.save_dtype)), output, record)
     return record
 
 
