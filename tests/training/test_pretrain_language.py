@@ -44,51 +44,22 @@ def task() -> LanguageTask:
     return task
 
 
-def test_packed_questions_see_what_a_single_question_sees(task: LanguageTask) -> None:
+def test_the_batch_is_the_prompt_that_the_model_is_asked_with(task: LanguageTask) -> None:
+    """The first question of the batch, against the public way of writing its prompt and the model's own loss."""
     batch = task.batch(1)
-    embed = task.module.language_model.get_input_embeddings()
-    with torch.no_grad():
-        text, visual = embed(batch.ids), task.module.projector(batch.visual)
-        inputs = torch.cat([text[:, : batch.lead], visual, text[:, batch.lead :]], dim=1)
-        packed = task.module.language_model(
-            inputs_embeds=inputs, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-        ).last_hidden_state
-    tokens = torch.cat(
-        [batch.ids[:, : batch.lead], torch.full(visual.shape[:2], -1), batch.ids[:, batch.lead :]], dim=1
-    )
-    after_video = batch.lead + visual.shape[1]
-    checked = 0
-    for row in range(len(tokens)):
-        # A question's positions start again right behind the video's.
-        restarts = (batch.positions[row] == after_video).nonzero().flatten().tolist()
-        ends = [*restarts[1:], int((batch.positions[row] > 0).nonzero()[-1]) + 1]
-        for start, end in zip(restarts, ends, strict=True):
-            alone = torch.cat([inputs[row, :after_video], inputs[row, start:end]])[None]
-            with torch.no_grad():
-                hidden = task.module.language_model(inputs_embeds=alone, use_cache=False).last_hidden_state
-            # float32 sums in another order: 1e-4 is a hundred times their rounding here.
-            torch.testing.assert_close(packed[row, start:end], hidden[0, after_video:], rtol=1e-4, atol=1e-4)
-            checked += 1
-    assert checked >= 6
-
-
-def test_packed_text_is_the_prompt_that_the_model_is_asked_with(task: LanguageTask) -> None:
-    batch = task.batch(1)
-    rng = np.random.default_rng([0x1A, task._config.seed, 1])
-    rng.integers(1), rng.integers(3)
-    tokenizer = task.prompts.tokenizer
-    # Take the first question back out of the batch and build the same prompt the public way.
-    row = batch.ids[0, batch.lead :].tolist()
-    end = row.index(tokenizer.eos_token_id, row.index(tokenizer.eos_token_id) + 1) + 1
-    words = tokenizer.decode(row[:end])
+    turns, tokenizer = batch.turns, task.prompts.tokenizer
+    row = turns.ids[0].tolist()
+    before = row.index(task.prompts.image_token_id)
+    after = before + batch.visual.shape[1]
+    end = row.index(tokenizer.eos_token_id, row.index(tokenizer.eos_token_id, after) + 1) + 1
+    words = tokenizer.decode(row[after:end])
     question = words.split("<|im_end|>")[0].removeprefix("\n")
     answer = words.split("<|im_start|>assistant\n")[1].removesuffix("<|im_end|>")
     built = task.prompts.build(question, Slots(5), 16)
-    ids = built.ids[~built.visual].tolist() + tokenizer(answer, add_special_tokens=False)["input_ids"]
-    assert batch.ids[0, : batch.lead].tolist() + row[: end - 1] == ids
-    targets = batch.targets[0]
-    first = targets[targets >= 0][: len(ids) - int((~built.visual).sum()) + 1]
-    assert tokenizer.decode(first) == f"{answer}<|im_end|>"
+    assert row[: end - 1] == built.ids.tolist() + tokenizer(answer, add_special_tokens=False)["input_ids"]
+    targets = turns.targets[0]
+    assert tokenizer.decode(targets[:end][targets[:end] >= 0]) == f"{answer}<|im_end|>"
+    assert turns.positions[0, :end].tolist() == list(range(end))  # all 16 tokens of each frame are kept here
 
 
 def test_projector_starts_by_writing_the_words_that_the_reader_found(task: LanguageTask) -> None:
@@ -118,8 +89,8 @@ def test_projector_starts_by_writing_the_words_that_the_reader_found(task: Langu
 
 def test_batches_depend_on_the_step_alone(task: LanguageTask) -> None:
     one, again, other = task.batch(2), task.batch(2), task.batch(0)
-    assert torch.equal(one.visual, again.visual) and torch.equal(one.targets, again.targets)
-    assert one.ids.shape != other.ids.shape or not torch.equal(one.ids, other.ids)
+    assert torch.equal(one.visual, again.visual) and torch.equal(one.turns.targets, again.turns.targets)
+    assert one.turns.ids.shape != other.turns.ids.shape or not torch.equal(one.turns.ids, other.turns.ids)
 
 
 def test_grown_model_computes_the_same_function(task: LanguageTask) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pydantic
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
@@ -39,6 +39,7 @@ from liteframe.language.projector import pixel_shuffle
 from liteframe.language.prompt import PromptBuilder, Slots
 from liteframe.training.loop import LoopConfig
 from liteframe.training.narration import Narrator, narrated_layer, needle_cells, tell_story
+from liteframe.training.packing import PackedTurns, TurnTokens, VideoTurns, pack_turns, splice
 from liteframe.training.pretrain_vision import CellReader
 from liteframe.video.transform import normalize, resize
 
@@ -148,36 +149,18 @@ def _meaning(word: str, embeddings: nn.Embedding, tokenizer: PreTrainedTokenizer
 
 
 @dataclass(frozen=True)
-class PackedBatch:
-    """Videos with their questions behind them, ready for the language model.
+class LanguageBatch:
+    """Videos with their turns, ready for the language model.
 
     Attributes:
-        visual: float32 (b, v, 4d), kept tokens of all frames.
-        ids: int64 (b, s), the prompt's text before and after the visual tokens; they stand between `lead` and the rest.
-        lead: text tokens before the visual ones.
-        positions: int64 (b, lead + v + s - lead).
-        mask: bool (b, 1, p, p), True where a position may look.
-        targets: int64 (b, p), the next token where it belongs to an answer, else -100.
+        turns: the text, with a place for every kept visual token.
+        visual: float32 (b, v, 4d), those tokens, not projected.
         story: int64 (b, v, 7), what the narrator is to tell.
     """
 
+    turns: PackedTurns
     visual: Float[Tensor, "b v c"]
-    ids: Int[Tensor, "b s"]
-    lead: int
-    positions: Int[Tensor, "b p"]
-    mask: Bool[Tensor, "b 1 p p"]
-    targets: Int[Tensor, "b p"]
     story: Int[Tensor, "b v facts"]
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """One video of a batch: its tokens (t, n, 4d), the kept ones' numbers (t, k), turns, and story (t * k, facts)."""
-
-    features: Tensor
-    kept: Int[np.ndarray, "t k"]
-    turns: list[Turn]
-    story: Int[np.ndarray, "v facts"]
 
 
 class LanguageModule(nn.Module):
@@ -208,14 +191,14 @@ class LanguageTask:
         self._config = config
         self._lead = self._ids("?")[0]
 
-    def batch(self, step: int) -> PackedBatch:
+    def batch(self, step: int) -> LanguageBatch:
         """The videos and questions of one step, a function of the seed and the step alone."""
         config = self._config
         rng = np.random.default_rng([0x1A, config.seed, step])
         # The longest clips come in during the first third of the run.
         reach = 1 + round(min(1.0, 3 * step / config.steps) * (len(config.frames) - 1))
         num_frames = config.frames[int(rng.integers(reach))]
-        samples = []
+        videos, visual, stories = [], [], []
         for _ in range(config.batch):
             clip = int(rng.integers(len(self._bank.needles)))
             composition = compose(rng, self._bank.needles[clip], num_frames, config.most_needles)
@@ -229,9 +212,13 @@ class LanguageTask:
             )
             turns += [deck for deck in flash_cards(rng, composition.needles) if rng.random() < config.card_share]
             kept = self._kept_tokens(rng, composition)
-            story = tell_story(composition, kept, self._side)
-            samples.append(_Sample(self._bank.features[clip, composition.frames], kept, turns, story))
-        return self._pack(samples, num_frames)
+            features = self._bank.features[clip, composition.frames]
+            chosen = torch.from_numpy(kept)[..., None].expand(-1, -1, features.shape[-1])
+            visual.append(features.gather(1, chosen).flatten(0, 1).float())
+            videos.append(self._video_turns(kept, turns))
+            stories.append(tell_story(composition, kept, self._side))
+        packed = pack_turns(videos, self._prompts.image_token_id, int(self._prompts.tokenizer.pad_token_id))
+        return LanguageBatch(packed, torch.stack(visual), torch.from_numpy(np.stack(stories)))
 
     def _kept_tokens(self, rng: np.random.Generator, composition: Composition) -> Int[np.ndarray, "t k"]:
         """Which tokens of each frame stay, in order: all, or those on a lattice that is the same in every frame.
@@ -250,67 +237,40 @@ class LanguageTask:
         cells = max(lattices, key=lambda lattice: lattice[:2])[2]
         return np.tile(cells, (len(composition.frames), 1))
 
-    def _pack(self, samples: Sequence[_Sample], num_frames: int) -> PackedBatch:
+    def _video_turns(self, kept: Int[np.ndarray, "t k"], turns: Sequence[Turn]) -> VideoTurns:
+        """Kept tokens stay at the positions that they have among all."""
         lead, per_frame = self._lead, self._bank.features.shape[2]
-        texts = [[self._text(turn) for turn in sample.turns] for sample in samples]
-        after = max(sum(len(tokens) for tokens, _ in text) for text in texts)
-        visual = torch.stack(
-            [
-                s.features.gather(1, torch.from_numpy(s.kept)[..., None].expand(-1, -1, s.features.shape[-1]))
-                for s in samples
-            ]
+        places = (np.arange(len(kept))[:, None] * per_frame + kept).ravel() + len(lead)
+        return VideoTurns(
+            prefix=[*lead, *[self._prompts.image_token_id] * kept.size],
+            turns=[self._text(turn) for turn in turns],
+            positions=[*range(len(lead)), *places.tolist()],
+            start=len(lead) + len(kept) * per_frame,
         )
-        visual = visual.flatten(1, 2).float()
-        seen, start = visual.shape[1], len(lead) + num_frames * per_frame
-        total = len(lead) + seen + after
-        ids = torch.full((len(samples), len(lead) + after), self._pad, dtype=torch.long)
-        positions = torch.zeros(len(samples), total, dtype=torch.long)
-        targets = torch.full((len(samples), total), -100)
-        block = torch.full((len(samples), total), -1)
-        ids[:, : len(lead)] = torch.tensor(lead)
-        for row, (sample, text) in enumerate(zip(samples, texts, strict=True)):
-            places = (np.arange(num_frames)[:, None] * per_frame + sample.kept).ravel() + len(lead)
-            positions[row, : len(lead) + seen] = torch.from_numpy(np.concatenate([np.arange(len(lead)), places]))
-            block[row, : len(lead) + seen] = 0
-            at = len(lead) + seen
-            for number, (tokens, learned) in enumerate(text, start=1):
-                end = at + len(tokens)
-                ids[row, at - seen : end - seen] = torch.tensor(tokens)
-                positions[row, at:end] = torch.arange(start, start + len(tokens))
-                targets[row, at - 1 : end - 1] = torch.where(torch.tensor(learned), torch.tensor(tokens), -100)
-                block[row, at:end] = number
-                at = end
-        story = torch.from_numpy(np.stack([sample.story for sample in samples]))
-        return PackedBatch(visual, ids, len(lead), positions, _mask(block), targets, story)
 
-    def loss(self, batch: PackedBatch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: LanguageBatch) -> tuple[Tensor, dict[str, float]]:
         """Mean cross-entropy over answer tokens, and the narrator's; also what share of each is right."""
-        language_model = self.module.language_model
-        text = language_model.get_input_embeddings()(batch.ids)
-        visual = self.module.projector(batch.visual)
+        language_model, turns = self.module.language_model, batch.turns
+        projected = self.module.projector(batch.visual).flatten(0, 1)
         output = language_model(
-            inputs_embeds=torch.cat([text[:, : batch.lead], visual, text[:, batch.lead :]], dim=1),
-            attention_mask=batch.mask,
-            position_ids=batch.positions,
+            inputs_embeds=splice(turns, language_model.get_input_embeddings(), projected),
+            attention_mask=turns.mask,
+            position_ids=turns.positions,
             use_cache=False,
             output_hidden_states=True,
         )
-        asked = batch.targets >= 0
+        asked = turns.targets >= 0
         logits = self._head(output.last_hidden_state[asked])
-        targets = batch.targets[asked]
+        targets = turns.targets[asked]
         middle = output.hidden_states[narrated_layer(language_model.config.num_hidden_layers)]
-        narrated, told = self.module.narrator(middle[:, batch.lead : batch.lead + visual.shape[1]], batch.story)
+        narrated, told = self.module.narrator(middle[turns.visual].view(*batch.story.shape[:2], -1), batch.story)
         right = float((logits.argmax(-1) == targets).float().mean())
-        figures = {"right": right, "told": told, "tokens": float(visual.shape[1])}
+        figures = {"right": right, "told": told, "tokens": float(batch.visual.shape[1])}
         return F.cross_entropy(logits, targets) + self._config.narration * narrated, figures
 
     @property
     def _side(self) -> int:
         return round(self._bank.features.shape[2] ** 0.5)
-
-    @property
-    def _pad(self) -> int:
-        return int(self._prompts.tokenizer.pad_token_id)
 
     @lru_cache(maxsize=20000)  # noqa: B019 (one task a run)
     def _ids(self, question: str) -> tuple[list[int], list[int]]:
@@ -321,8 +281,8 @@ class LanguageTask:
         return ids[:at], ids[at + 1 :]
 
     @lru_cache(maxsize=20000)  # noqa: B019
-    def _text(self, turn: Turn) -> tuple[list[int], list[bool]]:
-        """The ids of a turn behind the video, and which of them are learned."""
+    def _text(self, turn: Turn) -> TurnTokens:
+        """A turn behind the video, as tokens."""
         tokenizer = self._prompts.tokenizer
         ids = list(self._ids(turn.prompt)[1])
         learned = [False] * len(ids)
@@ -330,12 +290,4 @@ class LanguageTask:
             piece = tokenizer(text, add_special_tokens=False)["input_ids"]
             ids += piece
             learned += [learn] * len(piece)
-        return [*ids, int(tokenizer.eos_token_id)], [*learned, turn.ends]
-
-
-def _mask(block: Int[Tensor, "b p"]) -> Bool[Tensor, "b 1 p p"]:
-    """Causal; block 0 (the video) is seen by all, a question's block by itself only, padding (-1) by itself."""
-    same = block[:, :, None] == block[:, None, :]
-    video = (block[:, None, :] == 0) & (block[:, :, None] >= 0)
-    causal = torch.ones(block.shape[1], block.shape[1], dtype=torch.bool).tril()
-    return ((same | video) & causal)[:, None]
+        return TurnTokens([*ids, int(tokenizer.eos_token_id)], [*learned, turn.ends])
