@@ -184,8 +184,8 @@ def _of_records(
             continue
         try:
             if _is_question(record):
-                name = _video_name(record.get("video"))
-                questions.setdefault(name, []).append((place, _needle_turn(record)))
+                name, turn = _video_name(record.get("video")), _needle_turn(record)
+                questions.setdefault(name, []).append((place, turn))
             else:
                 yield _conversation(place, record, base, weight, may_lack)
         except _RefusedError as error:
