@@ -15,7 +15,7 @@ from liteframe import cli
 from liteframe.errors import InputError, VideoError
 from liteframe.types import Answer, Fault, VideoInfo
 
-COMMANDS = ("ask", "probe", "needles", "pretrain", "evaluate", "quickstart")
+COMMANDS = ("ask", "probe", "needles", "data check", "pretrain", "evaluate", "quickstart")
 INFO = VideoInfo("clip.mp4", 128, 96, 2.0, 10.0, 20, 0, "h264", "yuv420p", "mov,mp4")
 ANSWER = Answer(
     "red [bold]", 8, 64, dict.fromkeys(("decode", "preprocess", "encode", "prefill", "generate"), 0.5),
@@ -102,6 +102,9 @@ def one_line(text: str) -> str:
         ("probe",),
         ("needles", "--out", "x", "--videos", "0"),
         ("needles", "--out", "x", "--videos", "1", "--tasks", ","),
+        ("data",),
+        ("data", "check"),
+        ("data", "check", "x.json", "--limit"),
         ("pretrain",),
         ("evaluate", "needles"),
         ("evaluate", "needles", "--data", "x", "--frames", "8,x"),
@@ -117,7 +120,7 @@ def test_wrong_usage_is_status_2(liteframe, arguments):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_examples(liteframe, command):
-    ran = liteframe(command, "--help")
+    ran = liteframe(*command.split(), "--help")
     assert ran.status == 0
     assert f"$ liteframe {command} " in ran.out or f"$ liteframe {command}\n" in ran.out.replace(" ", "")
     assert "--json" in ran.out
@@ -126,7 +129,7 @@ def test_help_shows_examples(liteframe, command):
 def test_help_lists_every_command(liteframe):
     ran = liteframe("--help")
     assert ran.status == 0
-    assert all(command in ran.out for command in COMMANDS)
+    assert all(command.split()[0] in ran.out for command in COMMANDS)
 
 
 def test_version(liteframe):
@@ -396,6 +399,41 @@ def test_needles_writes_a_benchmark(liteframe, tmp_path):
     questions = [json.loads(line) for line in (tmp_path / "n" / "questions.jsonl").read_text().splitlines()]
     assert {"id", "video", "task", "question", "options", "answer", "needles"} <= set(questions[0])
     assert all((tmp_path / "n" / question["video"]).exists() for question in questions)
+
+
+QUESTION = '{"video": "%s", "question": "What [b]came[/b]?", "options": null, "answer": "%s"}\n'
+
+
+def test_data_check_of_a_sound_file_is_status_0(liteframe, clip, tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(QUESTION % (clip.name, "a star") + QUESTION % (clip.name, "two"))
+    ran = liteframe("data", "check", path, "--root", clip.parent, "--probe")
+    assert (ran.status, ran.err) == (0, "")
+    assert "1, 0 of them missing; 1 opened, all readable" in ran.out
+    ran = liteframe("data", "check", path, "--root", clip.parent, "--json")
+    assert (ran.status, ran.out.count("\n")) == (0, 1)
+    result = json.loads(ran.out)
+    assert (result["format"], result["records"], result["usable"], result["num_probed"]) == ("needles-jsonl", 2, 1, 0)
+    assert "needles-jsonl" in ran.err
+
+
+def test_data_check_names_every_fault_and_is_status_1(liteframe, clip, tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(QUESTION % (clip, "a star") + QUESTION % (clip, "") + QUESTION % ("gone.mp4", "two"))
+    ran = liteframe("data", "check", path, "--json")
+    assert ran.status == 1
+    assert f"liteframe: {path}:2: key 'answer' is empty; fill it or delete the record\n" in ran.err
+    assert f"liteframe: {tmp_path / 'gone.mp4'}: no such file" in ran.err
+    result = json.loads(ran.out)
+    assert (result["num_bad"], result["num_missing"], result["usable"]) == (1, 1, 1)
+    assert result["bad"] == [{"source": f"{path}:2", "reason": "key 'answer' is empty; fill it or delete the record"}]
+
+
+def test_data_check_of_what_cannot_be_read_is_one_line(liteframe, tmp_path):
+    for arguments in ((tmp_path / "none.json",), (tmp_path,), (tmp_path / "none.json", "--root", tmp_path / "no")):
+        ran = liteframe("data", "check", *arguments, "--json")
+        assert (ran.status, ran.out) == (1, "")
+        assert str(arguments[-1]) in one_line(ran.err)
 
 
 @pytest.mark.parametrize("options", [("--frames", 0), ("--needle-frames", 5, 2), ("--tasks", "dancing")], ids=str)

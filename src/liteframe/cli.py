@@ -38,6 +38,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+data_app = typer.Typer(no_args_is_help=True)
+app.add_typer(data_app, name="data", help="Look at training data before a run.")
 
 
 def main() -> None:
@@ -79,12 +81,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as t
 Command = Callable[..., dict[str, Any] | None]
 
 
-def _command(examples: str) -> Callable[[Command], Command]:
+def _command(examples: str, group: typer.Typer = app, name: str | None = None) -> Callable[[Command], Command]:
     """Register a command, with `examples`, one a line, below its help. Its ``as_json`` is obeyed here."""
     lines = "\n\n".join(f"$ {line.strip()}" for line in examples.strip().splitlines())
 
     def register(command: Command) -> Command:
-        @app.command(command.__name__, epilog=f"[bold]Examples[/bold]\n\n{lines}")
+        @group.command(name or command.__name__, epilog=f"[bold]Examples[/bold]\n\n{lines}")
         @functools.wraps(command)
         def run(**arguments: Any) -> None:
             terminal.report(functools.partial(command, **arguments), as_json=arguments["as_json"])
@@ -266,6 +268,34 @@ def needles(
         summary = write_benchmark(out, videos, seed, config, on_progress=on_progress)
     Console().print(terminal.facts(summary))
     return summary
+
+
+_DATA_CHECK = """
+    liteframe data check llava_video/0_30_s_academic.json --root videos
+    liteframe data check needles/questions.jsonl --probe --json
+"""
+
+
+@_command(_DATA_CHECK, group=data_app, name="check")
+def check_data(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="LLaVA JSON(L), InternVL meta or needles.", show_default=False)
+    ],
+    root: Annotated[Path | None, typer.Option(help="Folder that the videos' paths start at; else the FILE's.")] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Open every video as well.")] = False,
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Check a file of conversations about videos. Exit status 1 if anything in it cannot be used."""
+    from liteframe.data.conversation_report import check_conversations
+
+    with terminal.progress("Probing") as on_progress:
+        report = check_conversations(file, root, probe=probe, on_progress=on_progress)
+    Console().print(terminal.facts(report.summary()))
+    for line in report.complaints():
+        terminal.tell_fault(line)
+    if not report.is_good:
+        raise terminal.IncompleteError(report.as_dict())
+    return report.as_dict()
 
 
 @_command("""
