@@ -170,7 +170,8 @@ def test_the_miniatures_recipe_runs(tmp_path: Path) -> None:
     config = DistillRecipe.from_toml(RECIPES / "ctd_mini.toml")
     assert build_student(config.student, load_vision_tower(config.teacher, "cpu")).feature_dim == 192
     changes = ["steps=2", "data.clips=2", "data.held_out_clips=1", "data.needles.canvases=4", "data.workers=0"]
-    record = distill(RECIPES / "ctd_mini.toml", [f"output={(tmp_path / 'run').as_posix()}", *changes])
+    changes += [f"output={(tmp_path / 'run').as_posix()}", f"data.cache={(tmp_path / 'cache').as_posix()}"]
+    record = distill(RECIPES / "ctd_mini.toml", changes)
     assert record["steps"] == 2
     weights = load_file(tmp_path / "run" / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
