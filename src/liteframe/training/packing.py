@@ -73,9 +73,13 @@ class PackedTurns:
 
     def to(self, device: torch.device) -> PackedTurns:
         """The same on `device`."""
-        mask = None if self.mask is None else self.mask.to(device)
-        tensors = (tensor.to(device) for tensor in (self.ids, self.positions, self.visual, self.targets))
-        return PackedTurns(*tensors, mask)
+        return PackedTurns(
+            ids=self.ids.to(device),
+            positions=self.positions.to(device),
+            visual=self.visual.to(device),
+            targets=self.targets.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+        )
 
 
 def pack_turns(videos: Sequence[VideoTurns], placeholder: int, padding: int) -> PackedTurns:
