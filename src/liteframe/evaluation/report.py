@@ -23,8 +23,8 @@ Row = dict[str, Any]
 def pareto(points: Sequence[tuple[int | float, int | float]]) -> list[int]:
     """The points that no other point beats: none is as quick and as accurate, and better in one of the two.
 
-    Equal points are all kept. One sweep in order of time; H. T. Kung, F. Luccio, F. P. Preparata, "On Finding the Maxima
-    of a Set of Vectors", JACM 22 (1975).
+    Equal points are all kept. One sweep in order of time; H. T. Kung, F. Luccio, F. P. Preparata, "On Finding the
+    Maxima of a Set of Vectors", JACM 22 (1975).
 
     Args:
         points: (seconds, accuracy) of each.
@@ -34,7 +34,11 @@ def pareto(points: Sequence[tuple[int | float, int | float]]) -> list[int]:
     """
     frontier: list[int] = []
     for index in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1])):
-        if not frontier or points[index][1] > points[frontier[-1]][1] or tuple(points[index]) == tuple(points[frontier[-1]]):
+        if (
+            not frontier
+            or points[index][1] > points[frontier[-1]][1]
+            or tuple(points[index]) == tuple(points[frontier[-1]])
+        ):
             frontier.append(index)
     return frontier
 
@@ -96,8 +100,8 @@ def write_report(folder: str | Path, out: str | Path | None = None, reference: s
         folder: the ``out`` of one evaluation, or a folder above several; see `load_results`.
         out: folder for ``accuracy-latency.png``, ``accuracy-frames.png``, ``report.html`` (one file that needs nothing
             else) and ``report.json``; `folder` by default.
-        reference: ``ENCODER:FRAMES`` or ``METHOD:FRAMES``, what the others' speed and accuracy are compared with in each
-            benchmark; by default the teacher at 32 frames, or else the slowest.
+        reference: ``ENCODER:FRAMES`` or ``METHOD:FRAMES``, what the others' speed and accuracy are compared with in
+            each benchmark; by default the teacher at 32 frames (the slowest model's), or else the slowest.
 
     Returns:
         ``{"folder": out, "rows", "pareto", "files"}``. A row is as `load_results` gives it, and ``speedup`` (the
@@ -129,7 +133,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, reference: s
     files = {
         "accuracy-latency.png": draw_latency(rows, "png"),
         "accuracy-frames.png": draw_frames(rows, "png"),
-        "report.html": page(report),
+        "report.html": page(report, RESAMPLES),
         "report.json": json.dumps(report, indent=1) + "\n",
     }
     for name, content in files.items():
@@ -178,7 +182,9 @@ def _comparisons(folder: Path, rows: list[Row]) -> tuple[list[dict[str, Any]], l
             continue
         sides = {side: {key: rows[at][key] for key in ("method", "frames")} for side, at in (("a", i), ("b", j))}
         comparisons.append({"benchmark": rows[i]["benchmark"], **sides, **compared})
-    absent = [f"{row['method']} at {row['frames']} frames" for row, found in zip(rows, answers, strict=True) if not found]
+    absent = [
+        f"{row['method']} at {row['frames']} frames" for row, found in zip(rows, answers, strict=True) if not found
+    ]
     if absent:
         notes.append(f"No predictions were found of {', '.join(absent)}: not compared question by question.")
     if unlike:

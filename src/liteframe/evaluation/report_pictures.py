@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Row = dict[str, Any]
@@ -62,7 +63,7 @@ def draw_latency(rows: Sequence[Row], kind: str, theme: Theme = LIGHT) -> bytes:
         figure.canvas.draw()  # sets the places of everything, which the labels have to miss
         for axes, benchmark in zip(panels, benchmarks, strict=True):
             mine = [row for row in rows if row["benchmark"] == benchmark]
-            _label_frames(axes, mine, [_look(rows, row["method"], theme)["color"] for row in mine])
+            _label_frames(axes, mine, [_legible(_look(rows, row["method"], theme)["color"], theme) for row in mine])
         return _content(figure, kind)
 
 
@@ -186,11 +187,14 @@ def _label_frames(axes: Any, rows: Sequence[Row], colours: Sequence[str]) -> Non
 
 
 def _lines(axes: Any, rows: Sequence[Row]) -> Iterator[list[tuple[float, float]]]:
-    """Places along the methods' lines and the interval bars, in pixels."""
-    ends = [((r["seconds"], r["ci95"][0]), (r["seconds"], r["ci95"][1])) for r in rows]
+    """Places along the methods' lines, the interval bars and the frontier, in pixels."""
+    ends = [((row["seconds"], row["ci95"][0]), (row["seconds"], row["ci95"][1])) for row in rows]
+    steps = sorted((row["seconds"], row["accuracy"]) for row in rows if row["pareto"])
+    for (x0, y0), (x1, y1) in pairwise(steps):
+        ends += [((x0, y0), (x1, y0)), ((x1, y0), (x1, y1))]
     for _, points in _by_method(rows):
         known = [(row["seconds"], row["accuracy"]) for row in points]
-        ends += list(zip(known, known[1:], strict=False))
+        ends += list(pairwise(known))
     for start, end in ends:
         (x0, y0), (x1, y1) = axes.transData.transform((start, end))
         count = max(2, int(math.hypot(x1 - x0, y1 - y0) / 4))
@@ -202,9 +206,7 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def _within(box: tuple[float, float, float, float], place: Sequence[float], margin: float) -> bool:
-    return (
-        box[0] - margin < place[0] < box[2] + margin and box[1] - margin < place[1] < box[3] + margin
-    )
+    return box[0] - margin < place[0] < box[2] + margin and box[1] - margin < place[1] < box[3] + margin
 
 
 # --- what all panels share --------------------------------------------------------------------------------------------
@@ -230,6 +232,13 @@ def _look(rows: Sequence[Row], method: str, theme: Theme) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _legible(colour: str, theme: Theme) -> tuple[float, ...]:
+    """A line's colour, nearer to that of text: small letters in the pale ones could not be read."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(0.6 * mine + 0.4 * ink for mine, ink in zip(to_rgb(colour), to_rgb(theme.ink), strict=True))
+
+
 def _title(rows: Sequence[Row]) -> str:
     models = _unique(rows, "model")
     return f"{rows[0]['benchmark']}, {models[0]}" if len(models) == 1 else rows[0]["benchmark"]
@@ -242,11 +251,17 @@ def _legend(figure: Any, panels: Sequence[Any], title: str, subtitle: str) -> No
             entries.setdefault(label, handle)
     entries["Pareto frontier"] = entries.pop("Pareto frontier", None)  # last
     entries = {label: handle for label, handle in entries.items() if handle is not None}
-    # One column for each name that fits side by side, at about 0.085 inches a letter and 0.6 for its line.
-    width = max(len(label) for label in entries) * 0.085 + 0.6
-    columns = max(1, min(len(entries), int((figure.get_figwidth() - 0.3) / width)))
+    # As many columns as fit side by side: about 0.09 inches a letter, and 0.75 for a line and its margin.
+    widths = [0.09 * len(label) + 0.75 for label in entries]
+    fitting = [n for n in range(1, len(widths) + 1) if _legend_width(widths, n) < figure.get_figwidth() - 0.3]
+    columns = max(fitting, default=1)
     figure.suptitle(f"{title}   ({subtitle})", x=0.012, ha="left", fontsize=12, fontweight="bold")
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _legend_width(widths: Sequence[float], columns: int) -> float:
+    lines = math.ceil(len(widths) / columns)  # filled column by column
+    return sum(max(widths[start : start + lines]) for start in range(0, len(widths), lines))
 
 
 @contextmanager

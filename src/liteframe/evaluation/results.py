@@ -157,7 +157,7 @@ def load_predictions(path: Path) -> Predictions:
                 raise TypeError("video, id and answer must be texts, right true or false")
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{path}:{number}: damaged: is not a prediction ({error!r}); run liteframe evaluate again, or move it away"
+                f"{path}:{number}: damaged: not a prediction ({error!r}); run liteframe evaluate again, or move it away"
             ) from None
         records.append(fields)
     folders = {os.path.dirname(video) for video, *_ in records}  # noqa: PTH120 - text, as the file has it
