@@ -360,18 +360,15 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder for the report; else DIR itself.")] = None,
     reference: Annotated[
         str | None,
-        typer.Option(
-            metavar="ENCODER:FRAMES",
-            help="What the others are compared with; else teacher:32 if there, or the slowest.",
-            show_default=False,
-        ),
+        typer.Option(metavar="ENCODER:FRAMES", help="To compare the others with; else teacher:32, else the slowest."),
     ] = None,
     as_json: AsJson = False,
 ) -> dict[str, Any]:
     """Put results of evaluate together: pictures, tables, the Pareto frontier, and pairs on the same questions.
 
-    Writes report.html (one file that needs nothing else), accuracy-latency.png, accuracy-frames.png and report.json. The
-    same benchmark, model, encoder and frames in two files is refused: report each of them apart.
+    Writes report.html, which needs nothing else, accuracy-latency.png, accuracy-frames.png and report.json.
+
+    The same benchmark, model, encoder and frames in two files is refused: report each of them apart.
     """
     from liteframe.evaluation.report import write_report
 
@@ -389,15 +386,10 @@ def _points(rows: list[dict[str, Any]]) -> Table:
     several = len({row["benchmark"] for row in rows}) > 1
     for row in rows:
         low, high = row["ci95"]
-        table.add_row(
-            Text(f"{row['benchmark']}: {row['method']}" if several else row["method"]),
-            str(row["frames"]),
-            f"{row['accuracy']:.1%}",
-            f"{low:.0%} to {high:.0%}",
-            f"{row['seconds']:.3f} s",
-            f"{row['speedup']:.2f}x",
-            "*" if row["pareto"] else "",
-        )
+        name = Text(f"{row['benchmark']}: {row['method']}" if several else row["method"])
+        accuracy = (f"{row['accuracy']:.1%}", f"{low:.0%} to {high:.0%}")
+        speed = (f"{row['seconds']:.3f} s", f"{row['speedup']:.2f}x", "*" if row["pareto"] else "")
+        table.add_row(name, str(row["frames"]), *accuracy, *speed)
     return table
 
 

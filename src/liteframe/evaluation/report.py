@@ -130,7 +130,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, reference: s
             frontier.append({key: mine[index][key] for key in ("benchmark", "method", "frames", "seconds", "accuracy")})
     comparisons, notes = _comparisons(folder, rows)
     report = {"rows": rows, "pareto": frontier, "comparisons": comparisons, "notes": notes}
-    files = {
+    files: dict[str, str | bytes] = {
         "accuracy-latency.png": draw_latency(rows, "png"),
         "accuracy-frames.png": draw_frames(rows, "png"),
         "report.html": page(report, RESAMPLES),

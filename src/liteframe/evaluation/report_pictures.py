@@ -152,7 +152,7 @@ def _set_latency_axes(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_xlabel("encode + prefill, seconds a video (median)")
 
 
-def _label_frames(axes: Any, rows: Sequence[Row], colours: Sequence[str]) -> None:
+def _label_frames(axes: Any, rows: Sequence[Row], colours: Sequence[tuple[float, ...]]) -> None:
     """The number of frames beside each marker, on the side where it covers least of the rest."""
     renderer = axes.figure.canvas.get_renderer()
     scale = axes.figure.dpi / 72
@@ -245,12 +245,12 @@ def _title(rows: Sequence[Row]) -> str:
 
 
 def _legend(figure: Any, panels: Sequence[Any], title: str, subtitle: str) -> None:
-    entries = {}
+    entries: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    entries["Pareto frontier"] = entries.pop("Pareto frontier", None)  # last
-    entries = {label: handle for label, handle in entries.items() if handle is not None}
+    if "Pareto frontier" in entries:
+        entries["Pareto frontier"] = entries.pop("Pareto frontier")  # last
     # As many columns as fit side by side: about 0.09 inches a letter, and 0.75 for a line and its margin.
     widths = [0.09 * len(label) + 0.75 for label in entries]
     fitting = [n for n in range(1, len(widths) + 1) if _legend_width(widths, n) < figure.get_figwidth() - 0.3]
