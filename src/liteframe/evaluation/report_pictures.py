@@ -50,7 +50,7 @@ def draw_latency(rows: Sequence[Row], kind: str, theme: Theme = LIGHT) -> bytes:
     """
     benchmarks = _unique(rows, "benchmark")
     with _figure(theme, width=8.6 if len(benchmarks) == 1 else 6.2 * len(benchmarks), height=5.4) as figure:
-        panels = figure.subplots(1, len(benchmarks), squeeze=False)[0]
+        panels = list(figure.subplots(1, len(benchmarks), squeeze=False)[0])
         for axes, benchmark in zip(panels, benchmarks, strict=True):
             mine = [row for row in rows if row["benchmark"] == benchmark]
             _plot_frontier(axes, mine, theme)
@@ -79,7 +79,7 @@ def draw_frames(rows: Sequence[Row], kind: str, theme: Theme = LIGHT) -> bytes:
     columns = min(len(panels), MAX_COLUMNS)
     lines = math.ceil(len(panels) / columns)
     with _figure(theme, width=max(6.4, 3.1 * columns), height=1.2 + (4.2 if columns == 1 else 3.0 * lines)) as figure:
-        grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+        grid = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
         for axes, (benchmark, group) in zip(grid, panels, strict=False):
             mine = [row for row in rows if row["benchmark"] == benchmark]
             _plot_panel(axes, rows, mine, group, theme)
@@ -156,7 +156,7 @@ def _label_frames(axes: Any, rows: Sequence[Row], colours: Sequence[tuple[float,
     """The number of frames beside each marker, on the side where it covers least of the rest."""
     renderer = axes.figure.canvas.get_renderer()
     scale = axes.figure.dpi / 72
-    at = [axes.transData.transform((row["seconds"], row["accuracy"])) for row in rows]
+    at = axes.transData.transform([(row["seconds"], row["accuracy"]) for row in rows]).tolist()
     crossed = [place for line in _lines(axes, rows) for place in line]
     taken: list[tuple[float, float, float, float]] = []
     inside = axes.get_window_extent(renderer)
@@ -166,7 +166,7 @@ def _label_frames(axes: Any, rows: Sequence[Row], colours: Sequence[tuple[float,
             ha="center", va="center", fontsize=9, fontweight="bold", color=colour, zorder=5,
         )  # fmt: skip
         extent = label.get_window_extent(renderer)
-        half_width, half_height = extent.width / 2 + scale, extent.height / 2
+        half_width, half_height = float(extent.width) / 2 + scale, float(extent.height) / 2
         best = None
         for reach in (1.0, 1.6):
             for step in (1, 7, 3, 5, 0, 4, 2, 6):  # the corners first: bars are above and below, lines at the sides
@@ -196,7 +196,7 @@ def _lines(axes: Any, rows: Sequence[Row]) -> Iterator[list[tuple[float, float]]
         known = [(row["seconds"], row["accuracy"]) for row in points]
         ends += list(pairwise(known))
     for start, end in ends:
-        (x0, y0), (x1, y1) = axes.transData.transform((start, end))
+        (x0, y0), (x1, y1) = axes.transData.transform((start, end)).tolist()
         count = max(2, int(math.hypot(x1 - x0, y1 - y0) / 4))
         yield [(x0 + (x1 - x0) * i / count, y0 + (y1 - y0) * i / count) for i in range(count + 1)]
 
