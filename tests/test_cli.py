@@ -15,7 +15,7 @@ from liteframe import cli
 from liteframe.errors import InputError, VideoError
 from liteframe.types import Answer, Fault, VideoInfo
 
-COMMANDS = ("ask", "probe", "needles", "data check", "pretrain", "evaluate", "quickstart")
+COMMANDS = ("ask", "probe", "needles", "data check", "pretrain", "evaluate", "report", "quickstart")
 INFO = VideoInfo("clip.mp4", 128, 96, 2.0, 10.0, 20, 0, "h264", "yuv420p", "mov,mp4")
 ANSWER = Answer(
     "red [bold]", 8, 64, dict.fromkeys(("decode", "preprocess", "encode", "prefill", "generate"), 0.5),
@@ -109,6 +109,7 @@ def one_line(text: str) -> str:
         ("evaluate", "needles"),
         ("evaluate", "needles", "--data", "x", "--frames", "8,x"),
         ("evaluate", "needles", "--data", "x", "--encoder", ""),
+        ("report",),
     ],
     ids=" ".join,
 )
@@ -276,6 +277,43 @@ def test_evaluate_prints_a_row_for_each_setting(liteframe, stub):
     assert len(lines) == 6
     assert lines[-1].split() == ["pooled", "16", "64", "50", "1", "50.0%", "40%", "to", "60%", "0.75", "s"]
     assert len(json.loads(liteframe(*arguments, "--json").out)["results"]) == 4
+
+
+def test_report_prints_a_row_for_each_setting_and_its_files(liteframe, stub):
+    asked = []
+
+    def write_report(folder, out, reference):
+        asked.append((str(folder), out and str(out), reference))
+        row = {"benchmark": "needles", "method": "a[b]", "frames": 16, "accuracy": 0.5, "ci95": [0.4, 0.6],
+               "seconds": 0.25, "speedup": 4.0, "pareto": True}  # fmt: skip
+        return {"folder": "x", "rows": [row, {**row, "pareto": False}], "pareto": [], "files": ["x/report [1].html"]}
+
+    stub("evaluation.report", write_report=write_report)
+    lines = liteframe("report", "x").out.splitlines()
+    assert lines[1].split() == ["a[b]", "16", "50.0%", "40%", "to", "60%", "0.250", "s", "4.00x", "*"]
+    assert lines[2].split()[-1] == "4.00x"
+    assert lines[3] == "x/report [1].html"
+    ran = liteframe("report", "x", "--out", "y", "--reference", "pooled:64", "--json")
+    assert ran.out.count("\n") == 1
+    assert set(json.loads(ran.out)) == {"folder", "rows", "pareto", "files"}
+    assert "x/report [1].html" in ran.err
+    assert asked == [("x", None, None), ("x", "y", "pooled:64")]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "no such folder"), ({}, "holds no results.json"), ({"results.json": "{"}, "results.json: damaged")],
+    ids=["missing", "empty", "damaged"],
+)
+def test_what_cannot_be_reported_is_told_in_one_line(liteframe, tmp_path, content, words):
+    folder = tmp_path / "runs"
+    if content is not None:
+        folder.mkdir()
+        for name, text in content.items():
+            (folder / name).write_text(text)
+    ran = liteframe("report", folder, "--json")
+    assert (ran.status, ran.out) == (1, "")
+    assert str(folder) in one_line(ran.err) and words in ran.err
 
 
 def test_quickstart_hands_over_a_console(liteframe, stub):

@@ -379,6 +379,51 @@ def _accuracies(result: dict[str, Any]) -> Table:
 
 
 @_command("""
+    liteframe report runs/needles
+    liteframe report runs --out runs/report --reference pooled:64 --json
+""")
+def report(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="The --out of evaluate, or a folder above several.", show_default=False),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for the report; else DIR itself.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="ENCODER:FRAMES", help="To compare the others with; else teacher:32, else the slowest."),
+    ] = None,
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Put results of evaluate together: pictures, tables, the Pareto frontier, and pairs on the same questions.
+
+    Writes report.html, which needs nothing else, accuracy-latency.png, accuracy-frames.png and report.json.
+
+    The same benchmark, model, encoder and frames in two files is refused: report each of them apart.
+    """
+    from liteframe.evaluation.report import write_report
+
+    with terminal.waiting("Drawing ..."):
+        result = write_report(folder, out, reference)
+    console = Console()
+    console.print(_points(result["rows"]))
+    for path in result["files"]:
+        console.print(Text(path))
+    return result
+
+
+def _points(rows: list[dict[str, Any]]) -> Table:
+    table = terminal.table("method", "frames", "accuracy", "95 %", "encode + prefill", "speed-up", "Pareto")
+    several = len({row["benchmark"] for row in rows}) > 1
+    for row in rows:
+        low, high = row["ci95"]
+        name = Text(f"{row['benchmark']}: {row['method']}" if several else row["method"])
+        accuracy = (f"{row['accuracy']:.1%}", f"{low:.0%} to {high:.0%}")
+        speed = (f"{row['seconds']:.3f} s", f"{row['speedup']:.2f}x", "*" if row["pareto"] else "")
+        table.add_row(name, str(row["frames"]), *accuracy, *speed)
+    return table
+
+
+@_command("""
     liteframe quickstart
     liteframe quickstart --out /tmp/tour --videos 4 --json
 """)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from liteframe.errors import InputError
 from liteframe.evaluation.benchmarks import Item, load_benchmark
+from liteframe.evaluation.results import RESULTS, predictions_name, write
 from liteframe.evaluation.scoring import confidence_interval, is_right
 from liteframe.pipeline import VideoLLM
 
@@ -67,11 +67,10 @@ def evaluate(
             results.append(_summary(encoder, count, predictions))
             if out is not None:
                 lines = "".join(json.dumps(prediction) + "\n" for prediction in predictions)
-                name = encoder.strip(os.sep).replace(os.sep, "_")  # it may be the folder of a student
-                _write(Path(out) / f"predictions-{name}-{count}.jsonl", lines)
+                write(Path(out) / predictions_name(encoder, count), lines)
     report = {"benchmark": benchmark, "model": model, "results": results}
     if out is not None:
-        _write(Path(out) / "results.json", json.dumps(report, indent=1) + "\n")
+        write(Path(out) / RESULTS, json.dumps(report, indent=1) + "\n")
     return report
 
 
@@ -117,10 +116,3 @@ def _summary(encoder: str, frames: int, predictions: list[dict[str, Any]]) -> di
         "by_group": {name: _share(group) for name, group in sorted(groups.items())},
         "seconds_per_video": {stage: statistics.median(times) for stage, times in stages.items()},
     }
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
