@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 from liteframe.data.needles import NeedleConfig, write_benchmark
 from liteframe.evaluation.benchmarks import Item, load_needles
 from liteframe.evaluation.scoring import confidence_interval, is_right
+from liteframe.files import replacing
 from liteframe.pipeline import EncodedVideo, VideoLLM
 from liteframe.types import Frames
 from liteframe.video.decode import read_video
@@ -144,10 +144,9 @@ def draw_picture(
         start += seconds[stage]
     right.set(ylim=(-0.9, 0.9), yticks=[], xlabel="seconds a video (three questions)", title="Where the time goes")
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, fontsize=8, frameon=False)
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format="png", dpi=110)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)
     plt.close(figure)
-    os.replace(part, path)
     return path
 
 

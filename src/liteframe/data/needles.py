@@ -8,7 +8,6 @@ what it says about real video is only that a model finds, orders and counts shor
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +23,7 @@ from liteframe.data.haystacks import ProceduralHaystack, find_videos, video_hays
 from liteframe.data.needle_art import COLOURS, DIGITS, NAMES, SHAPES, digit_variants, needle_masks, paint
 from liteframe.data.questions import TASKS, Needle, Question, make_question
 from liteframe.errors import InputError
+from liteframe.files import replacing, write_whole
 
 MAX_FRAMES = 4096
 # A video's needles all differ; this many do even where all are shapes.
@@ -272,18 +272,15 @@ def write_benchmark(
     for index in range(videos):
         video, rng = plan_video(seed, index, config, haystacks=haystacks)
         name = f"needles-s{seed}-{index:05d}.mp4"
-        part = out / f".{name}.part"
-        encode_video(part, video.frames(), video.height, video.width, config.fps)
-        os.replace(part, out / name)
+        with replacing(out / name) as part:
+            encode_video(part, video.frames(), video.height, video.width, config.fps)
         questions = ask_questions(video.needles, rng, config.questions_per_video, config.tasks, config.multiple_choice)
         lines += [
             _record(f"s{seed}-{index:05d}-{i}", name, q, video.needles, config.fps) for i, q in enumerate(questions)
         ]
         if on_progress:
             on_progress(index + 1, videos)
-    part = out / ".questions.jsonl.part"
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    os.replace(part, out / "questions.jsonl")
+    write_whole(out / "questions.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     by_task = {task: sum(line["task"] == task for line in lines) for task in config.tasks}
     return {"out": str(out), "videos": videos, "questions": len(lines), "by_task": by_task, "seed": seed}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import warnings
 from pathlib import Path
@@ -12,6 +11,7 @@ import pydantic
 
 from liteframe.config import Config
 from liteframe.errors import DataError, DataWarning, VideoError
+from liteframe.files import write_whole
 
 _NUM_NAMED = 3
 
@@ -134,9 +134,7 @@ def _already_listed(path: Path) -> set[str]:
         return set()
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
-        part = path.with_name(f".{path.name}.part")
-        part.write_bytes(whole)
-        os.replace(part, path)
+        write_whole(path, whole)
     try:
         return {json.loads(line)["video"] for line in whole.splitlines()}
     except (ValueError, KeyError, TypeError):

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from liteframe.errors import InputError
-from liteframe.evaluation.results import Predictions, load_predictions, load_results, predictions_name, write
+from liteframe.evaluation.results import Predictions, load_predictions, load_results, predictions_name
+from liteframe.files import write_whole
 
 __all__ = ["compare", "load_results", "pareto", "write_report"]
 
@@ -137,7 +138,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, reference: s
         "report.json": json.dumps(report, indent=1) + "\n",
     }
     for name, content in files.items():
-        write(out / name, content)
+        write_whole(out / name, content)
     return {"folder": str(out), "rows": rows, "pareto": frontier, "files": [str(out / name) for name in files]}
 
 

@@ -50,14 +50,6 @@ def predictions_name(encoder: str, frames: int) -> str:
     return f"predictions-{encoder.strip(os.sep).replace(os.sep, '_')}-{frames}.jsonl"
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Write `path` whole or not at all, making its folder. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
-
-
 def load_results(folder: str | Path) -> list[dict[str, Any]]:
     """All rows of every ``results.json`` in `folder` and below it, by benchmark, method and number of frames.
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from liteframe.errors import InputError
 from liteframe.evaluation.benchmarks import Item, load_benchmark
-from liteframe.evaluation.results import RESULTS, predictions_name, write
+from liteframe.evaluation.results import RESULTS, predictions_name
 from liteframe.evaluation.scoring import confidence_interval, is_right
+from liteframe.files import write_whole
 from liteframe.pipeline import VideoLLM
 
 
@@ -67,10 +68,10 @@ def evaluate(
             results.append(_summary(encoder, count, predictions))
             if out is not None:
                 lines = "".join(json.dumps(prediction) + "\n" for prediction in predictions)
-                write(Path(out) / predictions_name(encoder, count), lines)
+                write_whole(Path(out) / predictions_name(encoder, count), lines)
     report = {"benchmark": benchmark, "model": model, "results": results}
     if out is not None:
-        write(Path(out) / RESULTS, json.dumps(report, indent=1) + "\n")
+        write_whole(Path(out) / RESULTS, json.dumps(report, indent=1) + "\n")
     return report
 
 

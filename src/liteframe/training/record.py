@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from liteframe.files import write_whole
 
 RECORD = "training.json"
 """Name of the record in a run's output folder; it is written last, so its presence says that the run is finished."""
@@ -23,9 +24,7 @@ def finished_record(output: Path) -> dict[str, Any] | None:
 
 def write_record(output: Path, record: dict[str, Any]) -> None:
     """Write the record, whole or not at all."""
-    part = output / f".{RECORD}.part"
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, output / RECORD)
+    write_whole(output / RECORD, json.dumps(record, indent=1) + "\n")
 
 
 def command_line(command: str, recipe: str | Path, overrides: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from liteframe.errors import CheckpointError, ConfigError
+from liteframe.files import write_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -113,9 +113,7 @@ def _cut_log(path: Path, steps: int) -> None:
         return
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith(b"\n") and (_step_of(line) or steps + 1) <= steps]
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(b"".join(kept))
-    os.replace(part, path)
+    write_whole(path, b"".join(kept))
 
 
 def _step_of(line: bytes) -> int | None:
