@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from liteframe import terminal
+from liteframe import tables, terminal
 from liteframe.errors import VideoError
 from liteframe.runtime import tune_allocator
 from liteframe.version import __version__
 
 if TYPE_CHECKING:
-    from liteframe.types import Answer, VideoInfo
+    pass
 
 app = typer.Typer(
     name="liteframe",
@@ -160,17 +159,9 @@ def ask(
             answer = llm.ask(
                 source, each, **sampling, **generation, seed=seed, on_text=on_text, on_progress=on_progress
             )
-        Console().print(_stage_times(answer))
+        Console().print(tables.stage_times(answer))
         answers.append(answer.as_dict())
     return {**answers[0], "answers": answers} if also else answers[0]
-
-
-def _stage_times(answer: Answer) -> Table:
-    table = terminal.table(*answer.timings, "all", "frames", "visual tokens")
-    table.columns[0].justify = "right"
-    seconds = [*answer.timings.values(), sum(answer.timings.values())]
-    table.add_row(*(f"{value:.2f} s" for value in seconds), str(answer.num_frames), str(answer.num_visual_tokens))
-    return table
 
 
 @_command("""
@@ -192,7 +183,7 @@ def probe(
             try:
                 info = probe_video(video)
                 rows.append(asdict(info))
-                Console().print(_video_facts(info))
+                Console().print(tables.video_facts(info))
             except VideoError as error:
                 rows.append({"path": error.path, "error": str(error), "reason": error.reason})
                 terminal.tell_fault(error)
@@ -201,27 +192,6 @@ def probe(
     if any("error" in row for row in rows):
         raise terminal.IncompleteError(result)
     return result
-
-
-def _video_facts(info: VideoInfo) -> Table:
-    def known(value: int | float | None, text: str) -> str:
-        return text.format(value) if value is not None else "only decoding could tell"
-
-    values: dict[str, Any] = {
-        "file": Text(info.path, style="bold"),
-        "picture": f"{info.width} x {info.height}, {info.codec}, {info.pixel_format}, in {info.container}",
-        "duration": known(info.duration_seconds, "{:.3f} s"),
-        "frames": known(info.num_frames, "{}"),
-        "rate": known(info.average_fps, "{:.3f} frames a second on average"),
-    }
-    if info.rotation_degrees:
-        values["rotation"] = f"{info.rotation_degrees} degrees clockwise, applied when read"
-    table = terminal.facts(values)
-    for fault in info.faults:
-        table.add_row("fault", Text(f"{fault.kind}: {fault.text}", style="yellow"))
-    if not info.faults:
-        table.add_row("faults", "none that the headers show")
-    return table
 
 
 @_command("""
@@ -360,22 +330,8 @@ def evaluate(
             dtype=dtype,
             on_progress=on_progress,
         )
-    Console().print(_accuracies(result))
+    Console().print(tables.accuracies(result))
     return result
-
-
-def _accuracies(result: dict[str, Any]) -> Table:
-    columns = ("encoder", "frames", "tokens", "questions", "unparsed", "accuracy", "95 %", "a video")
-    table = terminal.table(*columns, title=f"{result['benchmark']}, {result['model']}")
-    for row in result["results"]:
-        low, high = row["ci95"]
-        table.add_row(
-            *(str(row[name]) for name in ("encoder", "frames", "visual_tokens", "questions", "unparsed")),
-            f"{row['accuracy']:.1%}",
-            f"{low:.0%} to {high:.0%}",
-            f"{sum(row['seconds_per_video'].values()):.2f} s",
-        )
-    return table
 
 
 @_command("""
@@ -405,22 +361,10 @@ def report(
     with terminal.waiting("Drawing ..."):
         result = write_report(folder, out, reference)
     console = Console()
-    console.print(_points(result["rows"]))
+    console.print(tables.points(result["rows"]))
     for path in result["files"]:
         console.print(Text(path))
     return result
-
-
-def _points(rows: list[dict[str, Any]]) -> Table:
-    table = terminal.table("method", "frames", "accuracy", "95 %", "encode + prefill", "speed-up", "Pareto")
-    several = len({row["benchmark"] for row in rows}) > 1
-    for row in rows:
-        low, high = row["ci95"]
-        name = Text(f"{row['benchmark']}: {row['method']}" if several else row["method"])
-        accuracy = (f"{row['accuracy']:.1%}", f"{low:.0%} to {high:.0%}")
-        speed = (f"{row['seconds']:.3f} s", f"{row['speedup']:.2f}x", "*" if row["pareto"] else "")
-        table.add_row(name, str(row["frames"]), *accuracy, *speed)
-    return table
 
 
 @_command("""

@@ -1,0 +1,73 @@
+"""Results as people read them: one table for each kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from liteframe import terminal
+
+if TYPE_CHECKING:
+    from liteframe.types import Answer, VideoInfo
+
+
+def stage_times(answer: Answer) -> Table:
+    """Seconds of every stage of an answer."""
+    made = terminal.table(*answer.timings, "all", "frames", "visual tokens")
+    made.columns[0].justify = "right"
+    seconds = [*answer.timings.values(), sum(answer.timings.values())]
+    made.add_row(*(f"{value:.2f} s" for value in seconds), str(answer.num_frames), str(answer.num_visual_tokens))
+    return made
+
+
+def video_facts(info: VideoInfo) -> Table:
+    """What a file is and what is wrong with it."""
+
+    def known(value: int | float | None, text: str) -> str:
+        return text.format(value) if value is not None else "only decoding could tell"
+
+    values: dict[str, Any] = {
+        "file": Text(info.path, style="bold"),
+        "picture": f"{info.width} x {info.height}, {info.codec}, {info.pixel_format}, in {info.container}",
+        "duration": known(info.duration_seconds, "{:.3f} s"),
+        "frames": known(info.num_frames, "{}"),
+        "rate": known(info.average_fps, "{:.3f} frames a second on average"),
+    }
+    if info.rotation_degrees:
+        values["rotation"] = f"{info.rotation_degrees} degrees clockwise, applied when read"
+    made = terminal.facts(values)
+    for fault in info.faults:
+        made.add_row("fault", Text(f"{fault.kind}: {fault.text}", style="yellow"))
+    if not info.faults:
+        made.add_row("faults", "none that the headers show")
+    return made
+
+
+def accuracies(result: dict[str, Any]) -> Table:
+    """What `evaluate` found."""
+    columns = ("encoder", "frames", "tokens", "questions", "unparsed", "accuracy", "95 %", "a video")
+    made = terminal.table(*columns, title=f"{result['benchmark']}, {result['model']}")
+    for row in result["results"]:
+        low, high = row["ci95"]
+        made.add_row(
+            *(str(row[name]) for name in ("encoder", "frames", "visual_tokens", "questions", "unparsed")),
+            f"{row['accuracy']:.1%}",
+            f"{low:.0%} to {high:.0%}",
+            f"{sum(row['seconds_per_video'].values()):.2f} s",
+        )
+    return made
+
+
+def points(rows: list[dict[str, Any]]) -> Table:
+    """The rows of a report."""
+    made = terminal.table("method", "frames", "accuracy", "95 %", "encode + prefill", "speed-up", "Pareto")
+    several = len({row["benchmark"] for row in rows}) > 1
+    for row in rows:
+        low, high = row["ci95"]
+        name = Text(f"{row['benchmark']}: {row['method']}" if several else row["method"])
+        accuracy = (f"{row['accuracy']:.1%}", f"{low:.0%} to {high:.0%}")
+        speed = (f"{row['seconds']:.3f} s", f"{row['speedup']:.2f}x", "*" if row["pareto"] else "")
+        made.add_row(name, str(row["frames"]), *accuracy, *speed)
+    return made
