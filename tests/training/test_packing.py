@@ -39,7 +39,7 @@ VIDEOS = (
             turn((12, False), (13, False), (14, True), (15, False), (16, True)),
         ],
     ),
-    VideoTurns(prefix=[7, PLACE], turns=[turn((20, True), (21, False), (22, True))]),
+    VideoTurns(prefix=[7, PLACE], turns=[turn((20, False), (21, True), (22, True))]),
 )
 
 
@@ -85,20 +85,25 @@ def test_single_turns_need_no_mask(model: Qwen2ForCausalLM) -> None:
 
 
 def test_positions_of_a_thinned_prefix_are_kept() -> None:
-    thinned = VideoTurns([7, PLACE, PLACE], [turn((9, True)), turn((5, True))], positions=[0, 4, 8], start=12)
+    thinned = VideoTurns([7, PLACE, PLACE], [turn((9, False), (6, True)), turn((5, False), (4, True))], [0, 4, 8], 12)
     packed = pack_turns([thinned], PLACE, PAD)
-    assert packed.positions.tolist() == [[0, 4, 8, 12, 12]]
+    assert packed.positions.tolist() == [[0, 4, 8, 12, 13, 12, 13]]
+    assert packed.targets.tolist() == [[-100, -100, -100, 6, -100, 4, -100]]
     assert packed.mask is not None and packed.mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 1, 0, 1],
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0, 1, 0],
+        [1, 1, 1, 0, 0, 1, 1],
     ]
 
 
-def test_a_turn_without_a_lesson_is_refused() -> None:
+def test_a_turn_that_cannot_be_learned_is_refused() -> None:
     with pytest.raises(ValueError, match="something to learn"):
         turn((1, False))
     with pytest.raises(ValueError, match="flag"):
         TurnTokens([1, 2], [True])
+    with pytest.raises(ValueError, match="first token"):
+        turn((1, True), (2, True))

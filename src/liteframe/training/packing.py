@@ -30,6 +30,8 @@ class TurnTokens:
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.learned) or not any(self.learned):
             raise ValueError("a turn needs a flag for each of its tokens, and something to learn")
+        if self.learned[0]:
+            raise ValueError("a turn's first token cannot be learned: only the video stands before it, for all turns")
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,6 @@ class PackedTurns:
     targets: Int[Tensor, "b p"]
     mask: Bool[Tensor, "b 1 p p"] | None
 
-    def to(self, device: torch.device) -> PackedTurns:
-        """The same on `device`."""
-        return PackedTurns(
-            ids=self.ids.to(device),
-            positions=self.positions.to(device),
-            visual=self.visual.to(device),
-            targets=self.targets.to(device),
-            mask=None if self.mask is None else self.mask.to(device),
-        )
-
 
 def pack_turns(videos: Sequence[VideoTurns], placeholder: int, padding: int) -> PackedTurns:
     """Put each video's prefix and turns into one row.
@@ -107,8 +99,8 @@ def pack_turns(videos: Sequence[VideoTurns], placeholder: int, padding: int) -> 
             tokens, end = torch.tensor(turn.ids), at + len(turn.ids)
             ids[row, at:end] = tokens
             positions[row, at:end] = torch.arange(start, start + len(tokens))
-            # The position before a token predicts it; a turn's first token has the video's end before it.
-            targets[row, at - 1 : end - 1] = torch.where(torch.tensor(turn.learned), tokens, IGNORED)
+            # The position before a token predicts it; none is asked for a turn's first.
+            targets[row, at : end - 1] = torch.where(torch.tensor(turn.learned), tokens, IGNORED)[1:]
             block[row, at:end] = number
             at = end
     plain = all(len(video.turns) == 1 for video in videos)
