@@ -44,11 +44,11 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "time-first": ("stride in time before stride in space", ["+strides=[[2,1,1],[2,2,2]]"]),
     "narrow-deep": (
         "narrower and deeper, equal FLOPs, from nothing",
-        ["student.initialise=nothing", "+hidden_sizes=[128,128,128]", "+mlp_sizes=[256,256,256]", "+depths=[4,5,4]"],
+        ["student.initialise=nothing", "+hidden_sizes=[128,128,128]", "+mlp_sizes=[256,256,256]", "+depths=[4,6,10]"],
     ),
     "wide-shallow": (
         "wider and shallower, equal FLOPs, from nothing",
-        ["student.initialise=nothing", "+hidden_sizes=[256,256,256]", "+mlp_sizes=[512,512,512]", "+depths=[1,1,2]"],
+        ["student.initialise=nothing", "+hidden_sizes=[256,256,256]", "+mlp_sizes=[512,512,512]", "+depths=[1,1,3]"],
     ),
 }
 """Name: (in words, overrides of the recipe; one that starts with + is a change to the student's shape)."""

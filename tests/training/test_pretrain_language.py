@@ -9,16 +9,22 @@ import pytest
 import torch
 
 from liteframe.data.needle_art import COLOURS, NAMES
-from liteframe.data.needle_turns import BANK_CLIP, compose, flash_cards, make_turns
+from liteframe.data.needle_turns import (
+    BANK_CLIP,
+    bank_clip_needles,
+    compose,
+    flash_cards,
+    make_turns,
+    needle_cells,
+)
 from liteframe.data.needles import plan_needles
 from liteframe.language.prompt import PromptBuilder, PromptConfig, Slots
 from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer, grow_language_model
-from liteframe.training.narration import Narrator, needle_cells, tell_story
+from liteframe.training.narration import Narrator, tell_story
 from liteframe.training.pretrain_language import (
     FrameBank,
     LanguageStageConfig,
     LanguageTask,
-    bank_clip_needles,
     start_projector,
 )
 from liteframe.training.pretrain_vision import CellReader

@@ -15,18 +15,20 @@ from jaxtyping import Int
 
 from liteframe.data.haystacks import ProceduralHaystack
 from liteframe.data.needle_art import COLOURS, SHAPES
-from liteframe.data.needle_frames import through_codec
+from liteframe.data.needle_frames import cell_labels, through_codec
 from liteframe.data.needles import NeedleConfig, NeedleVideo, plan_needles
 from liteframe.data.questions import LETTERS, TASKS, Needle, make_question, multiple_choice_prompt
 
 BANK_CLIP = NeedleConfig(frames=48, needles=(10, 10), needle_frames=(1, 4), digit_share=0.25, needle_size=(0.43, 0.57))
+# First word of the random stream of bank clips.
+_STREAM = 0xBA
 LIST_QUESTION = "List everything that was shown, in order."
 SPELLED_INSTRUCTION = "Answer with the option, then its letter."
 
 
 def bank_clip(seed: int, index: int) -> tuple[np.ndarray, tuple[Needle, ...]]:
     """Clip `index` of the training stream `seed`: uint8 (48, h, w, 3), half of them through H.264, and its needles."""
-    rng = np.random.default_rng([0xBA, seed, index])
+    rng = np.random.default_rng([_STREAM, seed, index])
     needles = plan_needles(rng, BANK_CLIP, training=True)
     video = NeedleVideo(
         needles,
@@ -39,6 +41,17 @@ def bank_clip(seed: int, index: int) -> tuple[np.ndarray, tuple[Needle, ...]]:
     if index % 2:
         pictures = through_codec(pictures, crf=int(rng.integers(18, 27)))
     return np.stack(pictures), needles
+
+
+def bank_clip_needles(seed: int, index: int) -> tuple[Needle, ...]:
+    """The needles of `bank_clip` without drawing it."""
+    return plan_needles(np.random.default_rng([_STREAM, seed, index]), BANK_CLIP, training=True)
+
+
+def needle_cells(needle: Needle, side: int) -> Int[np.ndarray, " k"]:
+    """The cells of a side x side grid over a bank clip's frame that the needle covers, row by row."""
+    names, _ = cell_labels(needle, BANK_CLIP.size, BANK_CLIP.size, (side, side))
+    return np.flatnonzero(names.ravel() > 0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ def compose(rng: np.random.Generator, needles: Sequence[Needle], num_frames: int
 
 
 @dataclass(frozen=True)
-class Turn:
+class Lesson:
     """A prompt and its answer, piece by piece: (text, whether it is to be learned)."""
 
     prompt: str
@@ -93,7 +106,7 @@ def make_turns(
     multiple_choice_share: float,
     list_share: float,
     spelled_share: float = 0.0,
-) -> list[Turn]:
+) -> list[Lesson]:
     """At most `count` different questions about one clip, going round the tasks.
 
     A multiple-choice answer is the letter; of a `spelled_share` of them it is the option and then its letter, which
@@ -119,10 +132,10 @@ def make_turns(
                 turns.setdefault(multiple_choice_prompt(question.question, question.options), letter)
         else:
             turns.setdefault(question.question, question.answer)
-    return [Turn(prompt, ((answer, True),)) for prompt, answer in turns.items()]
+    return [Lesson(prompt, ((answer, True),)) for prompt, answer in turns.items()]
 
 
-def flash_cards(rng: np.random.Generator, needles: tuple[Needle, ...]) -> list[Turn]:
+def flash_cards(rng: np.random.Generator, needles: tuple[Needle, ...]) -> list[Lesson]:
     """Decks of short cards, shuffled, of which only the answers are learned: the densest lesson in looking things up.
 
     A question spends twenty tokens on one answer; a card ("star" -> "red", "red star, right after" -> "blue ring")
@@ -130,13 +143,13 @@ def flash_cards(rng: np.random.Generator, needles: tuple[Needle, ...]) -> list[T
     right before, and how many there were; each where the clip allows it.
     """
 
-    def deck(prompt: str, cards: Sequence[tuple[str, str]]) -> Turn:
+    def deck(prompt: str, cards: Sequence[tuple[str, str]]) -> Lesson:
         pieces = [
             piece
             for at in rng.permutation(len(cards))
             for piece in ((f" {cards[at][0]}", False), (f" {cards[at][1]}", True), (",", False))
         ]
-        return Turn(prompt, tuple(pieces), ends=False)
+        return Lesson(prompt, tuple(pieces), ends=False)
 
     names, colours = ([getattr(needle, what) for needle in needles] for what in ("name", "colour"))
     decks = {

@@ -136,12 +136,12 @@ def save_checkpoint(
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            with _quiet():
+            with quiet():
                 model.save_pretrained(work)
             checkpoint.tokenizer.save_pretrained(work)
             (work / SETTINGS_FILE).write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
             if also is not None:
-                with _quiet():
+                with quiet():
                     also(work)
             work.chmod(0o755)
             for path in work.rglob("*"):
@@ -281,7 +281,7 @@ def check_weight_files(name: str, folder: Path) -> None:
 
 def _load_model(name: str, folder: Path, dtype: torch.dtype) -> InternVLForConditionalGeneration:
     try:
-        with _quiet():
+        with quiet():
             model, report = InternVLForConditionalGeneration.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -351,7 +351,7 @@ def _processor_files(name: str, folder: Path) -> Iterator[tuple[str, dict[str, A
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' reports and progress bars off the terminal; our own errors say what is wrong."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

@@ -39,6 +39,7 @@ from liteframe.encoders.pooling import PooledEncoder
 from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.encoders.teacher import TeacherEncoder
 from liteframe.errors import ConfigError
+from liteframe.language.loading import quiet
 from liteframe.language.vision_tower import LoadedTower, load_vision_tower
 from liteframe.runtime import machine_facts, seed_everything
 from liteframe.training.loop import LoopConfig, train
@@ -390,7 +391,8 @@ def _export(student: LiteFrameEncoder, output: Path, record: dict[str, Any]) -> 
     """Put the finished student into `output`; the record comes last and marks it finished."""
     folder = output / "export"
     student.eval()
-    student.save_pretrained(folder)  # type: ignore[operator]  # mypy skips transformers, see pyproject.toml
+    with quiet():
+        student.save_pretrained(folder)  # type: ignore[operator]  # mypy skips transformers, see pyproject.toml
     for path in sorted(folder.iterdir()):
         path.chmod(0o644)
         os.replace(path, output / path.name)

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from liteframe.data.needle_art import COLOURS, NAMES
-from liteframe.data.needle_frames import cell_labels
-from liteframe.data.needle_turns import BANK_CLIP, Composition
+from liteframe.data.needle_turns import BANK_CLIP, Composition, needle_cells
 from liteframe.data.questions import Needle
 
 STORY = ("name", "colour", "name before", "colour before", "count", "count of colour", "count of name")
@@ -69,9 +68,3 @@ def _told(needles: tuple[Needle, ...]) -> tuple[int, ...]:
         sum(needle.colour == last.colour for needle in needles),
         sum(needle.name == last.name for needle in needles),
     )
-
-
-def needle_cells(needle: Needle, side: int) -> Int[np.ndarray, " k"]:
-    """The cells of a side x side grid that the needle covers, row by row."""
-    names, _ = cell_labels(needle, BANK_CLIP.size, BANK_CLIP.size, (side, side))
-    return np.flatnonzero(names.ravel() > 0)

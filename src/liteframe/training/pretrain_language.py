@@ -32,7 +32,7 @@ from transformers.models.internvl.modeling_internvl import InternVLMultiModalPro
 
 from liteframe.data.needle_art import COLOURS, NAMES
 from liteframe.data.needle_frames import NOTHING
-from liteframe.data.needle_turns import BANK_CLIP, Composition, Turn, bank_clip, compose, flash_cards, make_turns
+from liteframe.data.needle_turns import Composition, Lesson, bank_clip, compose, flash_cards, make_turns
 from liteframe.data.questions import Needle
 from liteframe.encoders.interface import PixelConfig
 from liteframe.language.projector import pixel_shuffle
@@ -105,13 +105,6 @@ def build_bank(tower: InternVLVisionModel, clips: int, seed: int, pixels: PixelC
     cache.parent.mkdir(parents=True, exist_ok=True)
     save_file({"features": features}, cache)
     return FrameBank(features, planned)
-
-
-def bank_clip_needles(seed: int, index: int) -> tuple[Needle, ...]:
-    """The needles of `bank_clip` without drawing it."""
-    from liteframe.data.needles import plan_needles
-
-    return plan_needles(np.random.default_rng([0xBA, seed, index]), BANK_CLIP, training=True)
 
 
 @torch.no_grad()
@@ -237,7 +230,7 @@ class LanguageTask:
         cells = max(lattices, key=lambda lattice: lattice[:2])[2]
         return np.tile(cells, (len(composition.frames), 1))
 
-    def _video_turns(self, kept: Int[np.ndarray, "t k"], turns: Sequence[Turn]) -> VideoTurns:
+    def _video_turns(self, kept: Int[np.ndarray, "t k"], turns: Sequence[Lesson]) -> VideoTurns:
         """Kept tokens stay at the positions that they have among all."""
         lead, per_frame = self._lead, self._bank.features.shape[2]
         places = (np.arange(len(kept))[:, None] * per_frame + kept).ravel() + len(lead)
@@ -281,13 +274,13 @@ class LanguageTask:
         return ids[:at], ids[at + 1 :]
 
     @lru_cache(maxsize=20000)  # noqa: B019
-    def _text(self, turn: Turn) -> TurnTokens:
-        """A turn behind the video, as tokens."""
+    def _text(self, lesson: Lesson) -> TurnTokens:
+        """A lesson behind the video, as tokens."""
         tokenizer = self._prompts.tokenizer
-        ids = list(self._ids(turn.prompt)[1])
+        ids = list(self._ids(lesson.prompt)[1])
         learned = [False] * len(ids)
-        for text, learn in turn.answer:
+        for text, learn in lesson.answer:
             piece = tokenizer(text, add_special_tokens=False)["input_ids"]
             ids += piece
             learned += [learn] * len(piece)
-        return TurnTokens([*ids, int(tokenizer.eos_token_id)], [*learned, turn.ends])
+        return TurnTokens([*ids, int(tokenizer.eos_token_id)], [*learned, lesson.ends])
