@@ -32,13 +32,22 @@ from transformers.models.internvl.modeling_internvl import InternVLMultiModalPro
 
 from liteframe.data.needle_art import COLOURS, NAMES
 from liteframe.data.needle_frames import NOTHING
-from liteframe.data.needle_turns import Composition, Lesson, bank_clip, compose, flash_cards, make_turns
+from liteframe.data.needle_turns import (
+    Composition,
+    Lesson,
+    bank_clip,
+    bank_clip_needles,
+    compose,
+    flash_cards,
+    make_turns,
+    needle_cells,
+)
 from liteframe.data.questions import Needle
 from liteframe.encoders.interface import PixelConfig
 from liteframe.language.projector import pixel_shuffle
 from liteframe.language.prompt import PromptBuilder, Slots
 from liteframe.training.loop import LoopConfig
-from liteframe.training.narration import Narrator, narrated_layer, needle_cells, tell_story
+from liteframe.training.narration import Narrator, narrated_layer, tell_story
 from liteframe.training.packing import PackedTurns, TurnTokens, VideoTurns, pack_turns, splice
 from liteframe.training.pretrain_vision import CellReader
 from liteframe.video.transform import normalize, resize
