@@ -34,11 +34,15 @@ class Config(pydantic.BaseModel):
             return cls.model_validate(values)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "(all)"
+            key = ".".join(str(part) for part in first["loc"])
             if first["type"] == "extra_forbidden":
                 known = ", ".join(cls.model_fields) if len(first["loc"]) == 1 else "see the recipe's documentation"
                 raise ConfigError(f"{source}: unknown key '{key}'; known keys: {known}") from None
-            raise ConfigError(f"{source}: key '{key}': {first['msg']} (got {first['input']!r})") from None
+            where = f"key '{key}': " if key else ""
+            fault = first["msg"].removeprefix("Value error, ")
+            # A check across keys has a whole table as its input: its message names what matters.
+            got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+            raise ConfigError(f"{source}: {where}{fault}{got}") from None
 
     @classmethod
     def from_toml(cls: type[Self], path: str | PathLike[str], overrides: Iterable[str] = ()) -> Self:

@@ -20,6 +20,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<I
 RECIPE = """
 output = "{output}"
 bank_clips = 2
+narrated_blocks = 1
 
 [model]
 vision_width = 64
@@ -41,13 +42,26 @@ learning_rate = 1e-3
 save_every = 1
 
 [[language]]
+name = "story"
+text_layers = 1
+steps = 1
+batch = 8
+visual_tokens = 16
+learning_rate = 1e-3
+frames = [1, 2]
+tokens_per_frame = [4]
+turns = 0
+list_share = 0.0
+narration = 1.0
+
+[[language]]
 name = "first"
 text_layers = 1
 steps = 2
 batch = 2
 learning_rate = 1e-3
 frames = [2, 4]
-tokens_per_frame = 4
+tokens_per_frame = [4]
 turns = 2
 
 [[language]]
@@ -59,7 +73,7 @@ steps = 2
 batch = 2
 learning_rate = 1e-3
 frames = [2, 4]
-tokens_per_frame = 4
+tokens_per_frame = [4]
 turns = 2
 
 [[language]]
@@ -185,8 +199,10 @@ def test_pretrained_folder_answers(finished: Path, clip: Path) -> None:
 def test_record_tells_how_it_was_trained(finished: Path) -> None:
     record = json.loads((finished / "training.json").read_text())
     assert record["recipe"]["model"]["vision_width"] == 64
-    assert list(record["stages"]) == ["tutor", "vision", "language-first", "language-more", "language-full"]
-    assert [stage["steps"] for stage in record["stages"].values()] == [2, 2, 2, 2, 1]
+    names = ["tutor", "vision", "language-story", "language-first", "language-more", "language-full"]
+    assert list(record["stages"]) == names
+    assert [stage["steps"] for stage in record["stages"].values()] == [2, 2, 1, 2, 2, 1]
+    assert "right" not in record["stages"]["language-story"]["curve"][0]
     assert [point["step"] for point in record["stages"]["language-more"]["curve"]] == [1, 2]
     assert not [p.name for p in finished.iterdir() if p.name.startswith(".") or p.name == "export"]
 
@@ -257,7 +273,13 @@ def test_the_projects_recipe_is_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "word"), [("text_layers = 2", "text_layers = 3", "between"), ('"full"', '"more"', "same name")]
+    ("old", "new", "word"),
+    [
+        ("text_layers = 2", "text_layers = 0", "greater than or equal to 1"),
+        ('name = "more"\ntext_layers = 1', 'name = "more"\ntext_layers = 3', "'full': text_layers 2 is fewer"),
+        ("narrated_blocks = 1", "narrated_blocks = 2", "'story': text_layers 1 is fewer than narrated_blocks 2"),
+        ('"full"', '"more"', "same name"),
+    ],
 )
 def test_stages_of_language_grow_step_by_step_and_have_names_of_their_own(
     tmp_path: Path, old: str, new: str, word: str

@@ -100,6 +100,22 @@ def test_positions_of_a_thinned_prefix_are_kept() -> None:
     ]
 
 
+@torch.no_grad()
+def test_gaps_in_a_thinned_prefix_do_not_cut_it_into_sequences(model: Qwen2ForCausalLM) -> None:
+    """Without a mask, transformers takes a jump in the positions for the border of another sequence."""
+    embed, visual = model.get_input_embeddings(), torch.randn(2, 32)
+    thinned = VideoTurns([7, PLACE, PLACE], [turn((9, False), (6, True))], [0, 4, 8], 12)
+    alone = VideoTurns([7, PLACE, PLACE], [], [0, 4, 8], 12)
+    for video in (thinned, alone):
+        packed = pack_turns([video], PLACE, PAD)
+        inputs = splice(packed, embed, visual)
+        out = model(inputs_embeds=inputs, attention_mask=packed.mask, position_ids=packed.positions).logits
+        everything_before = torch.ones(inputs.shape[1], inputs.shape[1], dtype=torch.bool).tril()[None, None]
+        plain = model(inputs_embeds=inputs, attention_mask=everything_before, position_ids=packed.positions).logits
+        torch.testing.assert_close(out, plain)
+    assert (packed.targets == -100).all()
+
+
 def test_a_turn_that_cannot_be_learned_is_refused() -> None:
     with pytest.raises(ValueError, match="something to learn"):
         turn((1, False))

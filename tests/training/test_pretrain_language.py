@@ -45,7 +45,7 @@ def task() -> LanguageTask:
     bank = FrameBank(features, [bank_clip_needles(0, i) for i in range(3)])
     config = LanguageStageConfig(name="t", text_layers=2, steps=3, learning_rate=1e-3, batch=3, frames=(5,), turns=4)
     prompts = PromptBuilder(tokenizer, PromptConfig.named("bare"), model.config.image_token_id)
-    task = LanguageTask(model, Narrator(TINY.text_width), prompts, bank, config)
+    task = LanguageTask(model, Narrator(TINY.text_width, 1), prompts, bank, config)
     task.model, task.prompts = model, prompts
     return task
 
@@ -99,9 +99,43 @@ def test_batches_depend_on_the_step_alone(task: LanguageTask) -> None:
     assert one.turns.ids.shape != other.turns.ids.shape or not torch.equal(one.turns.ids, other.turns.ids)
 
 
+def test_without_turns_the_narrator_alone_teaches(task: LanguageTask) -> None:
+    settings = {"turns": 0, "list_share": 0.0, "tokens_per_frame": (4, 16), "frames": (2, 4), "visual_tokens": 40}
+    config = LanguageStageConfig(
+        name="s", text_layers=2, steps=9, learning_rate=1e-3, batch=8, narration=0.5, **settings
+    )
+    silent = LanguageTask(task.model, task.module.narrator, task.prompts, task._bank, config)
+    shapes = set()
+    for step in range(9):
+        batch = silent.batch(step)
+        videos, tokens = batch.visual.shape[:2]
+        shapes.add(tokens)
+        assert videos == min(8, max(1, 40 // tokens)) and (batch.turns.targets < 0).all()
+        assert batch.turns.ids.shape[1] == batch.turns.visual[0].sum() + batch.turns.ids[0].tolist().index(
+            task.prompts.image_token_id
+        )
+    assert shapes == {8, 16, 32, 64}
+    loss, figures = silent.loss(batch)
+    # The plain way: the video alone through the first block, and the mean of the seven facts' losses.
+    language_model, narrator = task.module.language_model, task.module.narrator
+    seen = language_model.get_input_embeddings()(batch.turns.ids).clone()
+    seen[batch.turns.visual] = task.module.projector(batch.visual).flatten(0, 1)
+    causal = torch.ones(seen.shape[1], seen.shape[1], dtype=torch.bool).tril()[None, None]
+    rotary = language_model.rotary_emb(seen, batch.turns.positions)
+    hidden = language_model.layers[0](seen, attention_mask=causal, position_embeddings=rotary)
+    told = narrator.heads(narrator.norm(hidden[batch.turns.visual]))
+    sizes = [19, 9, 19, 9, 11, 11, 11]
+    losses = [
+        torch.nn.functional.cross_entropy(part, batch.story[..., fact].flatten())
+        for fact, part in enumerate(told.split(sizes, dim=-1))
+    ]
+    torch.testing.assert_close(loss, 0.5 * torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
+    assert set(figures) == {"told", "tokens"}
+
+
 def test_grown_model_computes_the_same_function(task: LanguageTask) -> None:
-    grown = grow_language_model(task.model, TINY, task.prompts.tokenizer, 3).eval()
-    assert grown.config.text_config.num_hidden_layers == 3
+    grown = grow_language_model(task.model, TINY, task.prompts.tokenizer, 5).eval()
+    assert grown.config.text_config.num_hidden_layers == 5
     ids = torch.randint(10, 200, (2, 9))
     with torch.no_grad():
         torch.testing.assert_close(grown(input_ids=ids).logits, task.model(input_ids=ids).logits, rtol=0, atol=1e-5)

@@ -245,21 +245,16 @@ def grow_language_model(
 ) -> InternVLForConditionalGeneration:
     """The same function with `text_layers` blocks.
 
-    Behind each old block goes a copy whose two output projections are zero, so that it adds nothing until it is trained
-    (block expansion as in LLaMA-Pro, arXiv 2401.02415). With fewer copies than blocks, the first blocks get them.
+    The new ones stand behind the old; their two output projections are zero, so that they add nothing until they are
+    trained (as the new blocks of LLaMA-Pro, arXiv 2401.02415).
     """
     large = build_model(config, tokenizer, text_layers)
     old_count = small.config.text_config.num_hidden_layers
-    added = text_layers - old_count
-    if not 0 <= added <= old_count:
-        raise ValueError(f"text_layers {text_layers} is not between {old_count} and {2 * old_count}")
-    sources = [(i, copy) for i in range(old_count) for copy in ([False, True] if i < added else [False])]
-    language = {k: v for k, v in small.state_dict().items() if ".language_model.layers." not in k}
-    large.load_state_dict(language, strict=False)
+    if text_layers < old_count:
+        raise ValueError(f"text_layers {text_layers} is fewer than {old_count}")
+    large.load_state_dict(small.state_dict(), strict=False)
     with torch.no_grad():
-        for (source, is_copy), layer in zip(sources, large.model.language_model.layers, strict=True):
-            layer.load_state_dict(small.model.language_model.layers[source].state_dict())
-            if is_copy:
-                layer.self_attn.o_proj.weight.zero_()
-                layer.mlp.down_proj.weight.zero_()
+        for layer in large.model.language_model.layers[old_count:]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
     return large

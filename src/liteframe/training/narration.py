@@ -25,10 +25,11 @@ _CLASSES = (len(NAMES) + 1, len(COLOURS) + 1, len(NAMES) + 1, len(COLOURS) + 1, 
 
 
 class Narrator(nn.Module):
-    """The classifiers; they look at the language model's hidden states after three fifths of its blocks."""
+    """The classifiers; they look at the language model's hidden states after its first `after_blocks` blocks."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, after_blocks: int) -> None:
         super().__init__()
+        self.after_blocks = after_blocks
         self.norm = nn.LayerNorm(width)
         self.heads = nn.Linear(width, sum(_CLASSES))
 
@@ -38,11 +39,6 @@ class Narrator(nn.Module):
         losses = [F.cross_entropy(part.flatten(0, 1), story[..., i].flatten()) for i, part in enumerate(parts)]
         right = [(part.argmax(-1) == story[..., i]).float().mean() for i, part in enumerate(parts)]
         return torch.stack(losses).mean(), float(torch.stack(right).mean())
-
-
-def narrated_layer(num_layers: int) -> int:
-    """How many blocks stand before the narrator."""
-    return max(1, round(0.6 * num_layers))
 
 
 def tell_story(composition: Composition, kept: Int[np.ndarray, "t k"], side: int) -> Int[np.ndarray, "v facts"]:

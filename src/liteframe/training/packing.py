@@ -40,7 +40,7 @@ class VideoTurns:
 
     Attributes:
         prefix: ids up to the last visual token, a placeholder for each of those.
-        turns: at least one.
+        turns: none where the video alone is the lesson.
         positions: of the prefix; empty: 0, 1, 2, ...
         start: position of every turn's first token; None: right behind the prefix.
     """
@@ -64,7 +64,8 @@ class PackedTurns:
         ids, positions: int64 (b, p).
         visual: bool (b, p), where visual tokens belong.
         targets: int64 (b, p), the next token where it is to be learned, else -100.
-        mask: bool (b, 1, p, p), True where a position may look; None where that is simply everything before it.
+        mask: bool (b, 1, p, p), True where a position may look; None where that is simply everything before it and
+            positions have no gaps (transformers takes a gap for the border of another sequence).
     """
 
     ids: Int[Tensor, "b p"]
@@ -103,7 +104,7 @@ def pack_turns(videos: Sequence[VideoTurns], placeholder: int, padding: int) -> 
             targets[row, at : end - 1] = torch.where(torch.tensor(turn.learned), tokens, IGNORED)[1:]
             block[row, at:end] = number
             at = end
-    plain = all(len(video.turns) == 1 for video in videos)
+    plain = all(len(video.turns) <= 1 and len(video.positions) == 0 and video.start is None for video in videos)
     return PackedTurns(ids, positions, visual, targets, None if plain else _mask(block))
 
 

@@ -42,21 +42,28 @@ class PretrainRecipe(Config):
     """Stage 0: a convolutional network that the tower imitates; it is not part of the model."""
     vision: VisionStageConfig
     """Stage 1."""
+    narrated_blocks: int = pydantic.Field(4, ge=1)
+    """Blocks of the language model before the narrator (`training.narration`)."""
     language: tuple[LanguageStageConfig, ...] = pydantic.Field(min_length=1)
-    """Stages 2, 3, ...: from few short clips and plain questions to all tokens of long ones."""
+    """Stages 2, 3, ...: from the story of short clips to all questions on all tokens of long ones."""
 
-    @pydantic.field_validator("language")
-    @classmethod
-    def _grows(cls, stages: tuple[LanguageStageConfig, ...]) -> tuple[LanguageStageConfig, ...]:
+    @pydantic.model_validator(mode="after")
+    def _check_stages(self) -> PretrainRecipe:
+        stages = self.language
         if len({stage.name for stage in stages}) < len(stages):
             raise ValueError("two stages have the same name")
+        if stages[0].text_layers < self.narrated_blocks:
+            raise ValueError(
+                f"stage '{stages[0].name}': text_layers {stages[0].text_layers} is fewer than "
+                f"narrated_blocks {self.narrated_blocks}"
+            )
         for before, after in itertools.pairwise(stages):
-            if not before.text_layers <= after.text_layers <= 2 * before.text_layers:
+            if after.text_layers < before.text_layers:
                 raise ValueError(
-                    f"stage '{after.name}': text_layers {after.text_layers} is not between "
-                    f"{before.text_layers} and {2 * before.text_layers}"
+                    f"stage '{after.name}': text_layers {after.text_layers} is fewer than the {before.text_layers} of "
+                    f"'{before.name}'"
                 )
-        return stages
+        return self
 
 
 def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -90,7 +97,7 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     bank = build_bank(tower, recipe.bank_clips, recipe.seed, pixels, output / "bank.safetensors")
 
     start_projector(model.model.multi_modal_projector, vision.module.reader, model.get_input_embeddings(), tokenizer)
-    narrator = Narrator(recipe.model.text_width)
+    narrator = Narrator(recipe.model.text_width, recipe.narrated_blocks)
     for number, stage in enumerate(recipe.language, start=2):
         if stage.text_layers != model.config.text_config.num_hidden_layers:
             model = grow_language_model(model, recipe.model, tokenizer, stage.text_layers)

@@ -7,8 +7,8 @@ Two things make this cheap enough for two CPU cores:
   seeing each other, so that each is exactly what a single question looks like when the model is used.
 
 A stage may keep only some of each frame's tokens, at their true positions (as FLIP does with patches, arXiv
-2212.00794). Beside the questions there are flash cards (`data.needle_turns`) and the narrator (`training.narration`):
-without them retrieval by name, ordering and counting had not been learned in half an hour.
+2212.00794). The first blocks learn from the narrator (`training.narration`) what happens in a video, before there is a
+question at all; then the others learn, from questions and flash cards (`data.needle_turns`), to look it up.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from liteframe.encoders.interface import PixelConfig
 from liteframe.language.projector import pixel_shuffle
 from liteframe.language.prompt import PromptBuilder, Slots
 from liteframe.training.loop import LoopConfig
-from liteframe.training.narration import Narrator, narrated_layer, tell_story
+from liteframe.training.narration import Narrator, tell_story
 from liteframe.training.packing import PackedTurns, TurnTokens, VideoTurns, pack_turns, splice
 from liteframe.training.pretrain_vision import CellReader
 from liteframe.video.transform import normalize, resize
@@ -59,15 +59,17 @@ class LanguageStageConfig(LoopConfig):
     name: str = pydantic.Field(pattern="^[a-z][a-z0-9-]*$")
     """What it is called: its folder is OUTPUT/language-NAME."""
     text_layers: int = pydantic.Field(ge=1)
-    """Blocks of the language model; more than in the stage before: copies that start as identity are put between."""
+    """Blocks of the language model; more than in the stage before: new ones that start as identity come behind."""
     batch: int = pydantic.Field(16, ge=1)
-    """Videos a step."""
+    """Most videos a step."""
+    visual_tokens: int = pydantic.Field(8192, ge=1)
+    """Most visual tokens a step, though at least one video: clips that are long come in smaller numbers."""
     frames: tuple[int, ...] = (4, 8, 16, 32)
     """Numbers of frames; each step takes one, short ones more often in the beginning."""
-    tokens_per_frame: int = pydantic.Field(16, ge=1)
-    """Tokens of each frame that are kept, on a lattice."""
-    turns: int = pydantic.Field(8, ge=1)
-    """Questions behind each video."""
+    tokens_per_frame: tuple[int, ...] = (16,)
+    """Tokens of each frame that are kept, on a lattice; each step takes one."""
+    turns: int = pydantic.Field(8, ge=0)
+    """Questions behind each video; without any, cards and lists, the narrator alone teaches."""
     most_needles: int = pydantic.Field(6, ge=1)
     """Most needles in a clip."""
     multiple_choice_share: float = 0.35
@@ -176,7 +178,7 @@ class LanguageModule(nn.Module):
 
 
 class LanguageTask:
-    """Next-token loss on answers only, many questions behind each video."""
+    """The narrator's loss, and the next-token loss on answers only, many questions behind each video."""
 
     def __init__(
         self,
@@ -200,8 +202,9 @@ class LanguageTask:
         # The longest clips come in during the first third of the run.
         reach = 1 + round(min(1.0, 3 * step / config.steps) * (len(config.frames) - 1))
         num_frames = config.frames[int(rng.integers(reach))]
+        per_frame = config.tokens_per_frame[int(rng.integers(len(config.tokens_per_frame)))]
         videos, visual, stories = [], [], []
-        for _ in range(config.batch):
+        for _ in range(max(1, min(config.batch, config.visual_tokens // (num_frames * per_frame)))):
             clip = int(rng.integers(len(self._bank.needles)))
             composition = compose(rng, self._bank.needles[clip], num_frames, config.most_needles)
             turns = make_turns(
@@ -213,7 +216,7 @@ class LanguageTask:
                 config.spelled_share,
             )
             turns += [deck for deck in flash_cards(rng, composition.needles) if rng.random() < config.card_share]
-            kept = self._kept_tokens(rng, composition)
+            kept = self._kept_tokens(rng, composition, per_frame)
             features = self._bank.features[clip, composition.frames]
             chosen = torch.from_numpy(kept)[..., None].expand(-1, -1, features.shape[-1])
             visual.append(features.gather(1, chosen).flatten(0, 1).float())
@@ -222,13 +225,15 @@ class LanguageTask:
         packed = pack_turns(videos, self._prompts.image_token_id, int(self._prompts.tokenizer.pad_token_id))
         return LanguageBatch(packed, torch.stack(visual), torch.from_numpy(np.stack(stories)))
 
-    def _kept_tokens(self, rng: np.random.Generator, composition: Composition) -> Int[np.ndarray, "t k"]:
+    def _kept_tokens(
+        self, rng: np.random.Generator, composition: Composition, per_frame: int
+    ) -> Int[np.ndarray, "t k"]:
         """Which tokens of each frame stay, in order: all, or those on a lattice that is the same in every frame.
 
         With every other row and column, say, a token's neighbours in time are still at fixed distances. Of the
         lattice's places, one is taken at random among those that show the most needles.
         """
-        step = max(1, round((self._side**2 / self._config.tokens_per_frame) ** 0.5))
+        step = max(1, round((self._side**2 / per_frame) ** 0.5))
         lattices = []
         for row, column in np.ndindex(step, step):
             grid = np.zeros((self._side, self._side), bool)
@@ -261,14 +266,17 @@ class LanguageTask:
             use_cache=False,
             output_hidden_states=True,
         )
+        narrator = self.module.narrator
+        middle = output.hidden_states[narrator.after_blocks][turns.visual]
+        narrated, told = narrator(middle.view(*batch.story.shape[:2], -1), batch.story)
+        figures = {"told": told, "tokens": float(batch.visual.shape[1])}
+        loss = self._config.narration * narrated
         asked = turns.targets >= 0
-        logits = self._head(output.last_hidden_state[asked])
-        targets = turns.targets[asked]
-        middle = output.hidden_states[narrated_layer(language_model.config.num_hidden_layers)]
-        narrated, told = self.module.narrator(middle[turns.visual].view(*batch.story.shape[:2], -1), batch.story)
-        right = float((logits.argmax(-1) == targets).float().mean())
-        figures = {"right": right, "told": told, "tokens": float(batch.visual.shape[1])}
-        return F.cross_entropy(logits, targets) + self._config.narration * narrated, figures
+        if asked.any():
+            logits, targets = self._head(output.last_hidden_state[asked]), turns.targets[asked]
+            loss = loss + F.cross_entropy(logits, targets)
+            figures["right"] = float((logits.argmax(-1) == targets).float().mean())
+        return loss, figures
 
     @property
     def _side(self) -> int:
