@@ -15,7 +15,7 @@ from liteframe import cli
 from liteframe.errors import InputError, VideoError
 from liteframe.types import Answer, Fault, VideoInfo
 
-COMMANDS = ("ask", "probe", "needles", "data check", "pretrain", "evaluate", "report", "quickstart")
+COMMANDS = ("ask", "probe", "needles", "data check", "pretrain", "distill", "adapt", "evaluate", "report", "quickstart")
 INFO = VideoInfo("clip.mp4", 128, 96, 2.0, 10.0, 20, 0, "h264", "yuv420p", "mov,mp4")
 ANSWER = Answer(
     "red [bold]", 8, 64, dict.fromkeys(("decode", "preprocess", "encode", "prefill", "generate"), 0.5),

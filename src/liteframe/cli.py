@@ -298,6 +298,22 @@ def distill(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False
 
 
 @_command("""
+    liteframe adapt --recipe recipes/lma_mini.toml
+    liteframe adapt --recipe recipes/lma_internvl3_8b.toml --set data.path=conversations.jsonl --set encoder=runs/student
+""")
+def adapt(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> dict[str, Any]:
+    """Fit the language model to an encoder's tokens (Language Model Adaptation).
+
+    The same command with the same output resumes where it stopped.
+    """
+    from liteframe.training.adapt import adapt as train
+
+    result = train(recipe, overrides or [])
+    Console().print(terminal.facts(result))
+    return result
+
+
+@_command("""
     liteframe evaluate needles --data data/needles --encoder teacher,pooled --frames 8,16,32
     liteframe evaluate needles --data data/needles --frames 64 --limit 20 --out runs/needles --json
 """)

@@ -139,3 +139,38 @@ def test_unusable_tokenizers_are_refused():
         builder(silent).build("Why?", Slots(1), 1)
     with pytest.raises(ConfigError, match="not in the tokenizer's vocabulary"):
         PromptBuilder(make_tokenizer(), PromptConfig(), 10**6)
+
+
+def test_chat_is_the_template_cut_where_the_model_speaks(tokenizer):
+    prompts, slots = builder(tokenizer), Slots(2)
+    turns = [("What is it?", "a dog"), ("Its colour?", "red"), ("Sure?", "yes")]
+    pieces = prompts.chat(turns, slots, 3, system="Be brief.")
+    visual = "".join(f"Frame{i}: <img>{'<IMG_CONTEXT>' * 3}</img>\n" for i in (1, 2))
+    expected = "<|im_start|>system\nBe brief.<|im_end|>\n"
+    for number, (question, answer) in enumerate(turns):
+        words = question if number else visual + question
+        expected += f"<|im_start|>user\n{words}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+    assert "".join(text for text, _ in pieces) == expected.removesuffix("\n")
+    assert [text for text, learned in pieces if learned] == [
+        "a dog",
+        "<|im_end|>",
+        "red",
+        "<|im_end|>",
+        "yes",
+        "<|im_end|>",
+    ]
+    # What stands before the first answer is the prompt that the model is asked with.
+    with_system = PromptConfig(system="Be brief.")
+    assert pieces[0] == (builder(tokenizer, with_system).text("What is it?", slots, 3), False)
+
+
+def test_chat_refuses_markers_in_answers_and_templates_that_rewrite_history(tokenizer):
+    with pytest.raises(InputError, match="answer contains <\\|im_end\\|>"):
+        builder(tokenizer).chat([("What?", "a<|im_end|>")], Slots(1), 1)
+    with pytest.raises(InputError, match="answer is empty"):
+        builder(tokenizer).chat([("What?", " ")], Slots(1), 1)
+    other = make_tokenizer()
+    # As templates do that leave a model's thoughts out of the history.
+    other.chat_template = "{% for m in messages %}{{ m['content'].replace('dog', 'cat') }}|{% endfor %}"
+    with pytest.raises(ConfigError, match="as its beginning and what follows"):
+        builder(other).chat([("What?", "a dog")], Slots(1), 1)

@@ -116,6 +116,16 @@ def test_gaps_in_a_thinned_prefix_do_not_cut_it_into_sequences(model: Qwen2ForCa
     assert (packed.targets == -100).all()
 
 
+def test_the_answers_first_token_is_asked_for_early() -> None:
+    words = turn((9, False), (8, False), (7, False), (6, False), (5, False), (4, True), (3, True))
+    for early, expected in ((0, [4]), (3, [1, 3, 4]), (4, [0, 2, 4]), (99, [0, 2, 4])):
+        asked = TurnTokens(words.ids, words.learned, early)
+        targets = pack_turns([VideoTurns([7, PLACE], [asked, turn((1, False), (2, True))])], PLACE, PAD).targets[0]
+        own = targets[2:9].tolist()
+        assert [at for at, target in enumerate(own) if target == 4] == expected and own[5] == 3
+        assert targets[9:].tolist() == [2, -100] and targets[:2].tolist() == [-100, -100]
+
+
 def test_a_turn_that_cannot_be_learned_is_refused() -> None:
     with pytest.raises(ValueError, match="something to learn"):
         turn((1, False))

@@ -64,7 +64,9 @@ def test_the_batch_is_the_prompt_that_the_model_is_asked_with(task: LanguageTask
     built = task.prompts.build(question, Slots(5), 16)
     assert row[: end - 1] == built.ids.tolist() + tokenizer(answer, add_special_tokens=False)["input_ids"]
     targets = turns.targets[0]
-    assert tokenizer.decode(targets[:end][targets[:end] >= 0]) == f"{answer}<|im_end|>"
+    said = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    # The answer; before it, its first token at the question's last word and at two of what the template puts behind it.
+    assert targets[:end][targets[:end] >= 0].tolist() == [said[0]] * 3 + said
     assert turns.positions[0, :end].tolist() == list(range(end))  # all 16 tokens of each frame are kept here
 
 
@@ -180,24 +182,30 @@ def test_flash_cards_are_true_and_only_their_answers_are_learned() -> None:
         whats = [needle.what for needle in clip.needles]
         for turn in flash_cards(rng, clip.needles):
             assert not turn.ends
-            text = "".join(piece for piece, _ in turn.answer)
-            for card in text.removesuffix(",").split(","):
-                words = card.split()
+            cards = list(zip(turn.answer[::3], turn.answer[1::3], turn.answer[2::3], strict=True))
+            assert all(comma == (",", False) for _, _, comma in cards)
+            for (asked, is_asked_learned), (answer, is_answer_learned), _ in cards:
+                assert not is_asked_learned and is_answer_learned and asked.startswith(" ")
+                words = asked.split()
                 seen[turn.prompt] += 1
                 if turn.prompt == "Colours.":
-                    assert [what.split()[0] for what in whats if what.endswith(f" {words[0]}")] == [words[1]]
+                    assert [what.split()[0] for what in whats if what.endswith(f" {words[0]}")] == [answer]
                 elif turn.prompt == "Shapes.":
-                    assert [what.split()[1] for what in whats if what.startswith(f"{words[0]} ")] == [words[1]]
+                    assert [what.split()[1] for what in whats if what.startswith(f"{words[0]} ")] == [answer]
                 elif turn.prompt == "How many.":
-                    assert sum(words[0] in what.split() for what in whats) == int(words[1])
+                    count = sum(words[0] in what.split() for what in whats)
+                    assert int(answer) == (len(whats) if words[0] == "objects" else count)
+                elif turn.prompt == "Number.":
+                    assert whats[int(answer) - 1] == asked.strip()
+                elif turn.prompt == "First.":
+                    one, other = asked.strip().split(" or ")
+                    assert answer == min(one, other, key=whats.index) and one != other
                 else:
-                    anchor, answer = " ".join(words[:2]), " ".join(words[-2:])
                     assert words[2:4] == ["right", turn.prompt[:-1].lower()]
                     step = 1 if turn.prompt == "After." else -1
-                    assert whats.index(answer) == whats.index(anchor) + step
-            learned = [piece.strip() for piece, learn in turn.answer if learn]
-            assert learned == [" ".join(card.split()[-len(learned[0].split()) :]) for card in text[:-1].split(",")]
-    assert set(seen) == {"Colours.", "Shapes.", "After.", "Before.", "How many."} and min(seen.values()) > 50
+                    assert whats.index(answer) == whats.index(" ".join(words[:2])) + step
+    assert set(seen) == {"Colours.", "Shapes.", "After.", "Before.", "First.", "Number.", "How many."}
+    assert min(seen.values()) > 50
 
 
 def test_the_story_at_a_token_is_told_by_the_tokens_up_to_it() -> None:

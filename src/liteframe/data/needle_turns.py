@@ -22,6 +22,7 @@ from liteframe.data.questions import LETTERS, TASKS, Needle, make_question, mult
 BANK_CLIP = NeedleConfig(frames=48, needles=(10, 10), needle_frames=(1, 4), digit_share=0.25, needle_size=(0.43, 0.57))
 # First word of the random stream of bank clips.
 _STREAM = 0xBA
+_MOST_PAIRS = 6
 LIST_QUESTION = "List everything that was shown, in order."
 SPELLED_INSTRUCTION = "Answer with the option, then its letter."
 
@@ -97,6 +98,8 @@ class Lesson:
     answer: tuple[tuple[str, bool], ...]
     ends: bool = True
     """Whether the end of the answer is to be learned as well."""
+    is_whole: bool = True
+    """Whether the chat template stands between prompt and answer; else the answer follows at once."""
 
 
 def make_turns(
@@ -106,11 +109,13 @@ def make_turns(
     multiple_choice_share: float,
     list_share: float,
     spelled_share: float = 0.0,
+    drill_share: float = 0.0,
 ) -> list[Lesson]:
     """At most `count` different questions about one clip, going round the tasks.
 
     A multiple-choice answer is the letter; of a `spelled_share` of them it is the option and then its letter, which
-    teaches finding the answer and finding its letter one after the other.
+    teaches finding the answer and finding its letter one after the other. A `drill_share` of the questions is asked
+    without the chat template, for half the tokens.
     """
     turns: dict[str, str] = {}
     if rng.random() < list_share:
@@ -132,7 +137,7 @@ def make_turns(
                 turns.setdefault(multiple_choice_prompt(question.question, question.options), letter)
         else:
             turns.setdefault(question.question, question.answer)
-    return [Lesson(prompt, ((answer, True),)) for prompt, answer in turns.items()]
+    return [Lesson(prompt, ((answer, True),), is_whole=rng.random() >= drill_share) for prompt, answer in turns.items()]
 
 
 def flash_cards(rng: np.random.Generator, needles: tuple[Needle, ...]) -> list[Lesson]:
@@ -140,14 +145,15 @@ def flash_cards(rng: np.random.Generator, needles: tuple[Needle, ...]) -> list[L
 
     A question spends twenty tokens on one answer; a card ("star" -> "red", "red star, right after" -> "blue ring")
     spends three to eight. There is a deck for the colour of a name, the name of a colour, what came right after and
-    right before, and how many there were; each where the clip allows it.
+    right before, which of two came first, the how-manieth a thing was, and how many there were; each where the clip
+    allows it.
     """
 
     def deck(prompt: str, cards: Sequence[tuple[str, str]]) -> Lesson:
         pieces = [
             piece
             for at in rng.permutation(len(cards))
-            for piece in ((f" {cards[at][0]}", False), (f" {cards[at][1]}", True), (",", False))
+            for piece in ((f" {cards[at][0]}", False), (cards[at][1], True), (",", False))
         ]
         return Lesson(prompt, tuple(pieces), ends=False)
 
@@ -158,8 +164,13 @@ def flash_cards(rng: np.random.Generator, needles: tuple[Needle, ...]) -> list[L
         "After.": [(f"{n.what} right after", after.what) for n, after in itertools.pairwise(needles)],
         "Before.": [(f"{n.what} right before", before.what) for before, n in itertools.pairwise(needles)],
     }
+    pairs = [(one, other) for one in range(len(needles)) for other in range(len(needles)) if one != other]
+    chosen = [pairs[int(at)] for at in rng.permutation(len(pairs))[:_MOST_PAIRS]]
+    decks["First."] = [(f"{needles[a].what} or {needles[b].what}", needles[min(a, b)].what) for a, b in chosen]
+    decks["Number."] = [(n.what, str(number)) for number, n in enumerate(needles, start=1)]
     absent = (list(COLOURS)[int(rng.integers(len(COLOURS)))], SHAPES[int(rng.integers(len(SHAPES)))])
     # Digits are not counted: "how many 3" would read like a number.
     seen = dict.fromkeys([*colours, *(name for name in names if name in SHAPES), *absent])
     decks["How many."] = [(value, str(colours.count(value) + names.count(value))) for value in seen]
+    decks["How many."].append(("objects", str(len(needles))))
     return [deck(prompt, cards) for prompt, cards in decks.items() if len(cards) > 0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import importlib.resources
 import json
 import os
@@ -28,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from liteframe.config import Config
 from liteframe.encoders.interface import PixelConfig
 from liteframe.errors import CheckpointError, ConfigError
+from liteframe.language.adapter import ADAPTER_CONFIG, load_adapter, weights_digest
 from liteframe.language.prompt import PromptBuilder, PromptConfig
 from liteframe.runtime import choose_device, choose_dtype
 
@@ -48,6 +50,10 @@ class CheckpointSettings(Config):
     """Frame size and normalisation; None takes them from the checkpoint's own processor files."""
     encoder: str = "teacher"
     """The encoder that the language model was trained with."""
+    base: str | None = None
+    """Of an adapter: the checkpoint that it belongs on."""
+    base_digest: str | None = None
+    """Of an adapter: `liteframe.language.adapter.weights_digest` of that checkpoint."""
 
 
 @dataclass
@@ -90,6 +96,8 @@ def load_checkpoint(
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(torch_device, dtype)
     folder = find_checkpoint(name)
+    if (folder / ADAPTER_CONFIG).exists():
+        return _load_adapted(name, folder, device, dtype)
     _, pixels = read_checkpoint_config(name, folder)
     settings = _read_settings(name, folder)
     tokenizer = _load_tokenizer(name, folder)
@@ -108,6 +116,22 @@ def load_checkpoint(
         encoder=settings.encoder,
         folder=folder,
     )
+
+
+def _load_adapted(name: str, folder: Path, device: str, dtype: str) -> Checkpoint:
+    """An adapter's folder: the checkpoint that it is for, with the adapter merged in."""
+    settings = _read_settings(name, folder)
+    if settings.base is None:
+        raise CheckpointError(name, f'is an adapter whose {SETTINGS_FILE} does not name its base; write "base" there')
+    check_weight_files(name, folder)
+    base_folder = find_checkpoint(settings.base)
+    if settings.base_digest is not None and weights_digest(base_folder) != settings.base_digest:
+        raise CheckpointError(
+            name, f"is an adapter for another state of {settings.base} than the weights in {base_folder}"
+        )
+    base = load_checkpoint(settings.base, device, dtype)
+    model = load_adapter(base.model, name, folder).eval()
+    return dataclasses.replace(base, model=model, prompt=settings.prompt, name=name, encoder=settings.encoder)
 
 
 def save_checkpoint(

@@ -7,6 +7,7 @@ positions the visual tokens belong.
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "timestamps": {"slot_format": "Frame{index} at {seconds:.1f}s: {open}{tokens}{close}"},
     "bare": {"slot_format": "{tokens}", "separator": ""},
 }
+
+
+def _behind(text: str, beginning: str) -> str:
+    """What follows `beginning`. Raises ConfigError where `text` does not begin so."""
+    if not text.startswith(beginning):
+        raise ConfigError(
+            "the chat template does not write a conversation as its beginning and what follows; use another template"
+        )
+    return text[len(beginning) :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,25 +179,28 @@ class PromptBuilder:
             )
         return self.config.separator.join(written)
 
-    def text(self, question: str, slots: Slots, tokens_per_slot: int) -> str:
+    def text(self, question: str, slots: Slots, tokens_per_slot: int, system: str | None = None) -> str:
         """The whole prompt as text, up to where the answer begins.
+
+        Args:
+            system: the instruction before it; None takes the config's.
 
         Raises:
             InputError: an empty question, or one that contains a token with a meaning of its own.
             ConfigError: the chat template does not write the message out.
         """
         self._check_words(question, "the question")
-        system = self.config.system
+        system = self.config.system if system is None else system
         if system is not None:
             self._check_words(system, "the system message")
         visual = self.visual_text(slots, tokens_per_slot)
         content = visual + self.config.ending + question if len(slots) else question
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": content})
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self._render(messages, True)
         if visual not in text or question.strip() not in text:
             raise ConfigError("the chat template does not write out a message that is plain text; use another template")
-        return str(text)
+        return text
 
     def build(self, question: str, slots: Slots, tokens_per_slot: int) -> Prompt:
         """The prompt for one question about one video; see `text` for the errors it raises."""
@@ -200,6 +213,43 @@ class PromptBuilder:
                 f"the prompt holds {int(visual.sum())} visual positions, not {expected}: check slot_format"
             )
         return Prompt(text=text, ids=ids, visual=visual)
+
+    def chat(
+        self, turns: Sequence[tuple[str, str]], slots: Slots, tokens_per_slot: int, system: str | None = None
+    ) -> list[tuple[str, bool]]:
+        """A whole conversation about one video as pieces of text: (piece, whether the model is to say it).
+
+        The pieces up to an answer are what `text` writes for the first question; each answer is followed by the token
+        that ends a turn, where the template writes one, and the model is to say that as well.
+
+        Args:
+            turns: questions and answers, in order.
+            system: the instruction before them; None takes the config's.
+
+        Raises:
+            InputError: words that are empty or contain a token with a meaning of its own.
+            ConfigError: a template that does not write the messages out one behind the other.
+        """
+        system = self.config.system if system is None else system
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        visual = self.visual_text(slots, tokens_per_slot) + self.config.ending if len(slots) else ""
+        pieces: list[tuple[str, bool]] = []
+        written = ""
+        for number, (question, answer) in enumerate(turns):
+            self._check_words(question, "the question")
+            self._check_words(answer, "the answer")
+            messages.append({"role": "user", "content": question if number else visual + question})
+            prompt = self._render(messages, True) if number else self.text(question, slots, tokens_per_slot, system)
+            messages.append({"role": "assistant", "content": answer})
+            pieces += [(_behind(prompt, written), False), (answer, True)]
+            behind = _behind(self._render(messages, False), prompt + answer)
+            end = next((token for token in sorted(self._special) if token and behind.startswith(token)), "")
+            pieces += [(end, True)] if end else []
+            written = prompt + answer + end
+        return pieces
+
+    def _render(self, messages: list[dict[str, str]], is_asking: bool) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_asking))
 
     def encode(self, text: str) -> Int64[Tensor, " p"]:
         """The ids of `text`, nothing added."""

@@ -10,7 +10,6 @@ One step:
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -45,7 +44,7 @@ from liteframe.runtime import machine_facts, seed_everything
 from liteframe.training.loop import LoopConfig, train
 from liteframe.training.losses import LOSSES, LossName, ScalingName, TargetScale, channel_scale, explained_variance
 from liteframe.training.processes import Processes, training_device
-from liteframe.training.record import command_line, curve, finished_record, write_record
+from liteframe.training.record import command_line, curve, finished_record, move_into, write_record
 from liteframe.video.transform import normalize
 
 # Held-out clips of the needle generator come from a seed that no run's own can be.
@@ -393,8 +392,7 @@ def _export(student: LiteFrameEncoder, output: Path, record: dict[str, Any]) -> 
     student.eval()
     with quiet():
         student.save_pretrained(folder)  # type: ignore[operator]  # mypy skips transformers, see pyproject.toml
-    for path in sorted(folder.iterdir()):
+    for path in folder.iterdir():
         path.chmod(0o644)
-        os.replace(path, output / path.name)
-    folder.rmdir()
+    move_into(folder, output)
     write_record(output, record)

@@ -89,6 +89,7 @@ def _corpus() -> Iterator[str]:
         yield multiple_choice_prompt(question.question, options) if options else question.question
         yield question.answer
         yield ", ".join(needle.what for needle in needles)
+        yield "system\nuser\nassistant\n"
         yield LIST_QUESTION
         yield SPELLED_INSTRUCTION
         for deck in flash_cards(rng, needles):

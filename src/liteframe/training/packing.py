@@ -26,6 +26,8 @@ class TurnTokens:
 
     ids: Sequence[int]
     learned: Sequence[bool]
+    early: int = 0
+    """Of so many positions before the one that predicts the answer's first token, every second is asked for it, too."""
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.learned) or not any(self.learned):
@@ -74,6 +76,12 @@ class PackedTurns:
     targets: Int[Tensor, "b p"]
     mask: Bool[Tensor, "b 1 p p"] | None
 
+    def to(self, device: torch.device) -> PackedTurns:
+        """The same on `device`."""
+        mask = None if self.mask is None else self.mask.to(device)
+        ids, positions, visual, targets = (t.to(device) for t in (self.ids, self.positions, self.visual, self.targets))
+        return PackedTurns(ids, positions, visual, targets, mask)
+
 
 def pack_turns(videos: Sequence[VideoTurns], placeholder: int, padding: int) -> PackedTurns:
     """Put each video's prefix and turns into one row.
@@ -102,6 +110,8 @@ def pack_turns(videos: Sequence[VideoTurns], placeholder: int, padding: int) -> 
             positions[row, at:end] = torch.arange(start, start + len(tokens))
             # The position before a token predicts it; none is asked for a turn's first.
             targets[row, at : end - 1] = torch.where(torch.tensor(turn.learned), tokens, IGNORED)[1:]
+            answer = list(turn.learned).index(True)
+            targets[row, at + max(0, answer - 1 - turn.early) : at + answer : 2] = tokens[answer]
             block[row, at:end] = number
             at = end
     plain = all(len(video.turns) <= 1 and len(video.positions) == 0 and video.start is None for video in videos)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from liteframe.training.miniature import MiniatureConfig, build_model, build_tok
 from liteframe.training.narration import Narrator
 from liteframe.training.pretrain_language import LanguageStageConfig, LanguageTask, build_bank, start_projector
 from liteframe.training.pretrain_vision import Tutor, TutorTask, VisionStageConfig, VisionTask
-from liteframe.training.record import command_line, curve, finished_record, write_record
+from liteframe.training.record import command_line, curve, finished_record, move_into, write_record
 
 
 class PretrainRecipe(Config):
@@ -134,7 +133,5 @@ def _export(
     checkpoint = Checkpoint(model=model.eval(), tokenizer=tokenizer, prompt=prompt, pixels=pixels, name=output.name)
     folder = output / "export"
     save_checkpoint(checkpoint, folder, dtype=torch.float16)
-    for path in sorted(folder.iterdir()):
-        os.replace(path, output / path.name)
-    folder.rmdir()
+    move_into(folder, output)
     write_record(output, record)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +47,9 @@ from liteframe.language.projector import pixel_shuffle
 from liteframe.language.prompt import PromptBuilder, Slots
 from liteframe.training.loop import LoopConfig
 from liteframe.training.narration import Narrator, tell_story
-from liteframe.training.packing import PackedTurns, TurnTokens, VideoTurns, pack_turns, splice
+from liteframe.training.packing import PackedTurns, VideoTurns, pack_turns, splice
 from liteframe.training.pretrain_vision import CellReader
+from liteframe.training.turn_writer import TurnWriter
 from liteframe.video.transform import normalize, resize
 
 
@@ -76,6 +76,8 @@ class LanguageStageConfig(LoopConfig):
     """Share of questions with options."""
     spelled_share: float = 0.0
     """Share of those whose answer is the option's text and then its letter, instead of the letter alone."""
+    drill_share: float = 0.0
+    """Share of the questions that are asked without the chat template."""
     list_share: float = 0.5
     """Share of videos with the question for everything that was shown."""
     card_share: float = 0.0
@@ -191,9 +193,10 @@ class LanguageTask:
         self.module = LanguageModule(model, narrator)
         self._head = model.lm_head
         self._prompts = prompts
+        self._writer = TurnWriter(prompts)
         self._bank = bank
         self._config = config
-        self._lead = self._ids("?")[0]
+        self._lead = self._writer.prefix(Slots(1), 1)[:-1]
 
     def batch(self, step: int) -> LanguageBatch:
         """The videos and questions of one step, a function of the seed and the step alone."""
@@ -214,6 +217,7 @@ class LanguageTask:
                 config.multiple_choice_share,
                 config.list_share,
                 config.spelled_share,
+                config.drill_share,
             )
             turns += [deck for deck in flash_cards(rng, composition.needles) if rng.random() < config.card_share]
             kept = self._kept_tokens(rng, composition, per_frame)
@@ -250,7 +254,7 @@ class LanguageTask:
         places = (np.arange(len(kept))[:, None] * per_frame + kept).ravel() + len(lead)
         return VideoTurns(
             prefix=[*lead, *[self._prompts.image_token_id] * kept.size],
-            turns=[self._text(turn) for turn in turns],
+            turns=[self._writer.lesson(turn) for turn in turns],
             positions=[*range(len(lead)), *places.tolist()],
             start=len(lead) + len(kept) * per_frame,
         )
@@ -281,23 +285,3 @@ class LanguageTask:
     @property
     def _side(self) -> int:
         return round(self._bank.features.shape[2] ** 0.5)
-
-    @lru_cache(maxsize=20000)  # noqa: B019 (one task a run)
-    def _ids(self, question: str) -> tuple[list[int], list[int]]:
-        """The prompt's ids before and after the visual tokens."""
-        prompt = self._prompts.build(question, Slots(1), 1)
-        at = int(prompt.visual.nonzero()[0])
-        ids = prompt.ids.tolist()
-        return ids[:at], ids[at + 1 :]
-
-    @lru_cache(maxsize=20000)  # noqa: B019
-    def _text(self, lesson: Lesson) -> TurnTokens:
-        """A lesson behind the video, as tokens."""
-        tokenizer = self._prompts.tokenizer
-        ids = list(self._ids(lesson.prompt)[1])
-        learned = [False] * len(ids)
-        for text, learn in lesson.answer:
-            piece = tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += piece
-            learned += [learn] * len(piece)
-        return TurnTokens([*ids, int(tokenizer.eos_token_id)], [*learned, lesson.ends])

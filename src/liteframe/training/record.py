@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,16 @@ def finished_record(output: Path) -> dict[str, Any] | None:
 def write_record(output: Path, record: dict[str, Any]) -> None:
     """Write the record, whole or not at all."""
     write_whole(output / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def move_into(folder: Path, output: Path) -> None:
+    """Put what stands in `folder` into `output`, in place of what has the same name there, and remove `folder`."""
+    for path in sorted(folder.iterdir()):
+        target = output / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)
+    folder.rmdir()
 
 
 def command_line(command: str, recipe: str | Path, overrides: Sequence[str]) -> str:

@@ -1,0 +1,118 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on a Video LLM, through peft: attach, save, load, merge.
+
+An adapter's folder is peft's own (``adapter_config.json``, ``adapter_model.safetensors``) with a ``liteframe.json``
+that says which checkpoint it is for, so `load_checkpoint` takes it like any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import InternVLForConditionalGeneration
+
+from liteframe.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ADAPTER_CONFIG = "adapter_config.json"
+_PROJECTOR = "multi_modal_projector"
+_SAMPLE_BYTES = 1 << 20
+
+
+def attach_lora(
+    model: InternVLForConditionalGeneration,
+    *,
+    rank: int,
+    alpha: float | int,
+    dropout: float | int,
+    targets: Sequence[str],
+    with_projector: bool,
+) -> PeftModel:
+    """Put adapters on the language model's linear layers, in place, and freeze everything else.
+
+    Args:
+        rank, alpha, dropout: of LoRA; the update counts alpha / rank times.
+        targets: names of linear layers, such as q_proj.
+        with_projector: train the projector whole as well; it is stored with the adapter.
+
+    Raises:
+        ConfigError: peft is not installed, or the language model has no such layer.
+    """
+    peft = _peft()
+    names = "|".join(re.escape(name) for name in targets)
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=rf".*language_model\..*\.({names})",
+        modules_to_save=[_PROJECTOR] if with_projector else None,
+    )
+    present = {name.rpartition(".")[2] for name, _ in model.model.language_model.named_modules()}
+    if missing := [name for name in targets if name not in present]:
+        raise ConfigError(f"lora.targets: the language model has no layer {missing[0]}")
+    return peft.get_peft_model(model, config)
+
+
+def save_adapter(model: PeftModel, folder: Path, base: str, settings: dict[str, Any]) -> None:
+    """Write the adapter's files into an existing folder.
+
+    Args:
+        base: name or path of the checkpoint it was trained on.
+        settings: what else belongs into ``liteframe.json``.
+    """
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(folder, safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    (folder / "liteframe.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def load_adapter(model: InternVLForConditionalGeneration, name: str, folder: Path) -> InternVLForConditionalGeneration:
+    """The model with the adapter in `folder` merged into its weights.
+
+    Raises:
+        CheckpointError: peft is missing, or the adapter is damaged or does not fit the model.
+    """
+    try:
+        peft = _peft()
+    except ConfigError as error:
+        raise CheckpointError(name, str(error)) from None
+    try:
+        adapted = peft.PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+        return adapted.merge_and_unload()
+    except Exception as error:  # peft and torch raise many kinds; each means that this adapter cannot be used
+        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CheckpointError(name, f"the adapter cannot be loaded ({line})") from None
+
+
+def weights_digest(folder: Path) -> str:
+    """A fingerprint of a checkpoint's weight files that reads a few MB of each, however large they are.
+
+    It covers every file's size and header (names, dtypes, shapes) and a megabyte each at the begin, the middle and the
+    end of the data: fine-tuning changes those as it changes the rest.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(str(size).encode())
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            digest.update(file.read(min(length, size)))
+            begin = 8 + length
+            for place in (begin, begin + (size - begin) // 2, max(begin, size - _SAMPLE_BYTES)):
+                file.seek(place)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError("LoRA needs peft; pip install 'liteframe-video[train]', or set mode = \"full\"") from None
+    return peft
