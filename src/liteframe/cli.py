@@ -299,7 +299,7 @@ def distill(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False
 
 @_command("""
     liteframe adapt --recipe recipes/lma_mini.toml
-    liteframe adapt --recipe recipes/lma_internvl3_8b.toml --set data.path=conversations.jsonl --set encoder=runs/student
+    liteframe adapt --recipe recipes/lma_internvl3_8b.toml --set data.path=talk.jsonl --set encoder=runs/student
 """)
 def adapt(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> dict[str, Any]:
     """Fit the language model to an encoder's tokens (Language Model Adaptation).

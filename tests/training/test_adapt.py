@@ -238,7 +238,7 @@ def test_an_adapter_for_another_base_is_refused(recipe: Path, base: Path, tmp_pa
     path = tmp_path / "run" / "liteframe.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps({**settings, "base": other.as_posix()}))
-    with pytest.raises(CheckpointError, match="another state of .*other"):
+    with pytest.raises(CheckpointError, match=r"another state of .*other"):
         load_checkpoint(tmp_path / "run", device="cpu")
     path.write_text(json.dumps({**settings, "base": None}))
     with pytest.raises(CheckpointError, match="does not name its base"):

@@ -67,7 +67,7 @@ def save_adapter(model: PeftModel, folder: Path, base: str, settings: dict[str, 
         settings: what else belongs into ``liteframe.json``.
     """
     model.peft_config["default"].base_model_name_or_path = base
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(str(folder), safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     (folder / "liteframe.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 

@@ -303,7 +303,7 @@ def _export(recipe: AdaptRecipe, checkpoint: Checkpoint, encoder: VideoEncoder, 
 
     def save_student(to: Path) -> None:
         if has_student:
-            encoder.to(dtype).save_pretrained(to / STUDENT_FOLDER)
+            encoder.to(dtype).save_pretrained(to / STUDENT_FOLDER)  # type: ignore[operator]  # mypy skips transformers
 
     if adapted is not None and tune.lora.save == "separate":
         settings = CheckpointSettings(

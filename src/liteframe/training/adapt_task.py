@@ -53,8 +53,9 @@ class VideoLesson:
 class LessonSource(Protocol):
     """Whatever gives lessons by number."""
 
-    num_skipped: int
-    """Records and videos that could not be used so far."""
+    @property
+    def num_skipped(self) -> int:
+        """Records and videos that could not be used so far."""
 
     def lesson(self, index: int, num_frames: int) -> VideoLesson:
         """Lesson `index`, 0 or more, about `num_frames` frames; may be called from several threads."""
