@@ -327,6 +327,18 @@ def test_a_trained_encoder_has_no_cache(recipe: Path) -> None:
         adapt(recipe, ["tune.encoder=true", "encoder=pooled"])
 
 
+def test_the_miniatures_recipe_runs_without_a_video_file(base: Path, tmp_path: Path) -> None:
+    path = RECIPES / "lma_mini.toml"
+    assert AdaptRecipe.from_toml(path).curriculum.frames[-1] == 512
+    small = ["steps=2", "data.bank.clips=2", "data.bank.frames=24", "curriculum.frames=[8,16]", "curriculum.ramp=0"]
+    record = adapt(path, [*small, f"output={(tmp_path / 'run').as_posix()}", f"model={base.as_posix()}"])
+    assert record["steps"] == 2 and record["skipped"] == 0
+    assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float16}
+    assert (tmp_path / "run" / "liteframe" / "model.safetensors").exists()
+    seen = frames_seen(tmp_path / "run" / "log.jsonl")
+    assert len(seen) == 2 and set(seen) <= {8.0, 16.0}
+
+
 def test_the_recipe_for_internvl3_8b_runs_on_tiny_models(base: Path, data: Path, tmp_path: Path) -> None:
     path = RECIPES / "lma_internvl3_8b.toml"
     config = AdaptRecipe.from_toml(path)
