@@ -38,10 +38,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def content_digest(path: str | os.PathLike[str]) -> str:
     """What is in a file, as a hash that does not read a file of 50 GB whole.
 
-    SHA-256 of the size in bytes and, of a file of up to 4 MiB, of every byte; of a larger one, of 64 chunks of 64 KiB that
-    are evenly spread from its first byte to its last. Name, place and times do not matter: a copy has the same digest.
-    Another video, another cut or another encoding of the same one differs in size and in nearly every chunk. What is not
-    seen is a change between the chunks that keeps the size, as when bytes are overwritten by hand.
+    SHA-256 of the size in bytes and, of a file of up to 4 MiB, of every byte; of a larger one, of 64 chunks of 64 KiB
+    that are evenly spread from its first byte to its last. Name, place and times do not matter: a copy has the same
+    digest. Another video, another cut or another encoding of the same one differs in size and in nearly every chunk.
+    What is not seen is a change between the chunks that keeps the size, as when bytes are overwritten by hand.
 
     Of a folder (numbered pictures): the names and sizes of its files in order, and the first and last 4 KiB of each.
 

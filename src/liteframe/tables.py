@@ -17,7 +17,9 @@ def stage_times(answer: Answer) -> Table:
     """Seconds of every stage of an answer."""
     made = terminal.table(*answer.timings, "all", "frames", "visual tokens")
     made.columns[0].justify = "right"
-    seconds = [*answer.timings.values(), sum(answer.timings.values())]
+    # Stages run side by side: all of it together may take less than their sum.
+    together = sum(answer.timings.values()) if answer.wall_seconds is None else answer.wall_seconds
+    seconds = [*answer.timings.values(), together]
     made.add_row(*(f"{value:.2f} s" for value in seconds), str(answer.num_frames), str(answer.num_visual_tokens))
     return made
 

@@ -74,9 +74,9 @@ class TokenCache:
     def key(self, video: str | os.PathLike[str], sampling: Sampling, encoder: VideoEncoder, pixels: PixelConfig) -> str:
         """The name of an entry: a hash of all that its tokens depend on.
 
-        That is the file (`files.content_digest`, which says what it reads), the sampling as it was asked for, frame size
-        and normalisation, the encoder's settings and the digest of its weights (dtype included), and the version of this
-        package. Not the device: another one rounds differently, and that is all.
+        That is the file (`files.content_digest`, which says what it reads), the sampling as it was asked for, frame
+        size and normalisation, the encoder's settings and the digest of its weights (dtype included), and the version
+        of this package. Not the device: another one rounds differently, and that is all.
 
         Raises:
             OSError: the file cannot be read.

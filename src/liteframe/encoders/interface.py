@@ -116,7 +116,7 @@ class VideoEncoder(nn.Module, ABC):
 
 
 def config_values(config: Any) -> dict[str, Any]:
-    """The values of a transformers config that say what a model computes, and not who wrote the file or where it lies."""
+    """The values of a transformers config that say what a model computes, not who wrote it or where it lies."""
     written_by = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "auto_map"}
     return {name: value for name, value in config.to_dict().items() if name not in written_by}
 
