@@ -82,7 +82,7 @@ def _ask_all(model: VideoLLM, items: list[Item], frames: int) -> list[dict[str, 
     prefill: float | None = None
     for item in items:
         answer = model.ask(watched, item.prompt)
-        # The first question's: later ones find the video's part of the prompt done, and would look cheaper than they are.
+        # The first question's: later ones find the video's part of the prompt done, and would look too cheap.
         prefill = answer.timings["prefill"] if prefill is None else prefill
         right = is_right(answer.text, item.answer, item.options)
         predictions.append(
