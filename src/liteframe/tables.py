@@ -24,6 +24,16 @@ def stage_times(answer: Answer) -> Table:
     return made
 
 
+def video_result(record: dict[str, Any]) -> Text:
+    """One line of many: a video's answer, or that it was encoded. What failed is told on standard error."""
+    if "error" in record:
+        return Text(f"{record['video']}: failed", style="yellow")
+    if "text" in record:
+        return Text(f"{record['video']}: {record['text']}")
+    how = "was there" if record["cached"] else f"{record['wall_seconds']:.2f} s"
+    return Text(f"{record['video']}: {record['num_frames']} frames, {record['num_visual_tokens']} visual tokens, {how}")
+
+
 def video_facts(info: VideoInfo) -> Table:
     """What a file is and what is wrong with it."""
 

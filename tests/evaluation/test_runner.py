@@ -47,9 +47,8 @@ class Stub(VideoLLM):
         # As a language model that computes the video's part of the prompt once.
         prefill = 0.001 if hasattr(watched, "was_asked") else TIMES["prefill"]
         watched.was_asked = True
-        return SimpleNamespace(
-            text=said, timings={**TIMES, "prefill": prefill}, num_visual_tokens=4 * watched.num_frames
-        )
+        times = {**TIMES, "prefill": prefill}
+        return SimpleNamespace(text=said, timings=times, num_visual_tokens=4 * watched.num_frames)
 
 
 @pytest.fixture
