@@ -67,8 +67,8 @@ def ask(
 ) -> dict[str, Any]:
     """Ask a question about a video, or about each of many.
 
-    A folder stands for the videos in it and below; a pattern in quotes ("*.mp4") for what it matches. A video that cannot
-    be used is told in one line, the others go on, and the exit status is 1.
+    A folder stands for the videos in it and below; a pattern in quotes ("*.mp4") for what it matches. A video that
+    cannot be used is told in one line, the others go on, and the exit status is 1.
     """
     if resume and out is None:
         raise typer.BadParameter("--resume goes on with a file: name it by --out")
