@@ -1,4 +1,4 @@
-"""Long files in seconds: a short piece is encoded once, and its packets are written again and again with later times."""
+"""Long files in seconds: a short piece is encoded once, and its packets are written again with later times."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDTH, HEIGHT, FPS = 640, 360, 25
 
 
 def encode_piece(path: Path, seconds: int, group: int) -> None:
-    """Write a textured picture that slides by a few pixels a frame: H.264, B-frames, closed groups of `group` frames."""
+    """Write a textured picture that slides by a few pixels a frame: H.264 with B-frames, groups of `group` frames."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (HEIGHT // 8, WIDTH // 4, 3), np.uint8)
     scene = np.kron(coarse, np.ones((8, 8, 1), np.uint8))  # twice as wide as the picture
@@ -27,7 +27,7 @@ def encode_piece(path: Path, seconds: int, group: int) -> None:
 
 
 def make_long_video(path: Path, seconds: int, piece_seconds: int = 20, group: int = 60) -> Path:
-    """A file of `seconds` (rounded up to whole pieces) at `path`, unless it is there; under another name until whole."""
+    """A file of `seconds` (in whole pieces) at `path`, unless it is there; under another name until it is whole."""
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
