@@ -17,7 +17,7 @@ from liteframe.many_videos import (
     encode_lines,
     encode_many,
     find_videos,
-    is_one_file,
+    is_one_video,
 )
 from liteframe.pipeline import VideoLLM
 from liteframe.result_lines import ResultLines
@@ -68,8 +68,17 @@ def test_folders_and_patterns_stand_for_videos_each_once(tmp_path, monkeypatch):
     for name, why in (("empty", "holds no video"), ("*.avi", "no file matches"), ("what?", "is the question")):
         with pytest.raises(InputError, match=why):
             find_videos([name])
-    alone = [["y/d.mp4"], ["none.mp4"], ["odd [1].mp4"], ["x"], ["*.mp4"], ["y/d.mp4", "y/d.mp4"]]
-    assert [is_one_file(names) for names in alone] == [True, True, True, False, False, False]
+    alone = [
+        ["y/d.mp4"],
+        ["none.mp4"],
+        ["odd [1].mp4"],
+        ["x"],
+        ["*.mp4"],
+        ["y/d.mp4", "y/d.mp4"],
+        ["empty"],
+        ["x/frames"],
+    ]
+    assert [is_one_video(names) for names in alone] == [True, True, True, False, False, False, False, True]
 
 
 # --- the file of results ----------------------------------------------------------------------------------------------

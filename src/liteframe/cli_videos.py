@@ -72,14 +72,14 @@ def ask(
     """
     if resume and out is None:
         raise typer.BadParameter("--resume goes on with a file: name it by --out")
-    from liteframe.many_videos import find_videos, is_one_file
+    from liteframe.many_videos import find_videos, is_one_video
     from liteframe.video.probe import probe as probe_video
 
     sampling: dict[str, Any] = {"num_frames": frames, "fps": fps, "max_frames": max_frames, "start": start, "end": end}
     generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     generation["seed"] = seed
     questions = [question, *(also or [])]
-    if out is None and is_one_file(videos):
+    if out is None and is_one_video(videos):
         probe_video(videos[0])  # a file that cannot be used is told before a large model is loaded
         llm = _load(model, encoder, device, dtype, _token_cache(cache, cache_gb))
         return _ask_one(llm, videos[0], questions, sampling, generation)

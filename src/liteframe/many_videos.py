@@ -22,9 +22,11 @@ _READING = ("decode", "preprocess", "encode")
 Record = dict[str, Any]
 
 
-def is_one_file(names: Sequence[str]) -> bool:
-    """Whether `names` are one file, there or not: no folder, no pattern, no list."""
-    return len(names) == 1 and not Path(names[0]).is_dir() and not _is_pattern(names[0])
+def is_one_video(names: Sequence[str]) -> bool:
+    """Whether `names` are one video, there or not, and no list, pattern or folder, unless it is one of pictures."""
+    if len(names) != 1 or _is_pattern(names[0]):
+        return False
+    return not Path(names[0]).is_dir() or list(_below(names[0])) == names
 
 
 def find_videos(names: Sequence[str]) -> list[str]:
