@@ -16,7 +16,7 @@ from liteframe.result_lines import ResultLines
 if TYPE_CHECKING:
     from liteframe.pipeline import VideoLLM
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _READING = ("decode", "preprocess", "encode")
 
 Record = dict[str, Any]
