@@ -15,7 +15,10 @@ from liteframe import cli
 from liteframe.errors import InputError, VideoError
 from liteframe.types import Answer, Fault, VideoInfo
 
-COMMANDS = ("ask", "probe", "needles", "data check", "pretrain", "distill", "adapt", "evaluate", "report", "quickstart")
+COMMANDS = (
+    "ask", "encode", "probe", "needles", "data check", "pretrain", "distill", "adapt", "evaluate", "report",
+    "quickstart",
+)  # fmt: skip
 INFO = VideoInfo("clip.mp4", 128, 96, 2.0, 10.0, 20, 0, "h264", "yuv420p", "mov,mp4")
 ANSWER = Answer(
     "red [bold]", 8, 64, dict.fromkeys(("decode", "preprocess", "encode", "prefill", "generate"), 0.5),
@@ -96,7 +99,9 @@ def one_line(text: str) -> str:
         ("frobnicate",),
         ("ask",),
         ("ask", "clip.mp4"),
-        ("ask", "clip.mp4", "What?", "And?"),
+        ("ask", "clip.mp4", "What?", "--resume"),
+        ("encode",),
+        ("encode", "clip.mp4"),
         ("ask", "clip.mp4", "What?", "--frames", "many"),
         ("ask", "clip.mp4", "What?", "--colour"),
         ("probe",),
@@ -146,7 +151,7 @@ def test_ask_hands_over_its_arguments(liteframe, llm):
     arguments = ("--frames", 8, "--start", 1, "--end", "2.5", "--encoder", "pooled", "--model", "m", "--device", "cpu")
     assert liteframe("ask", "clip.mp4", "What?", *arguments, "--max-new-tokens", 4, "--seed", 3).status == 0
     loaded, asked = llm.calls
-    assert loaded == ("from_pretrained", ("m",), {"encoder": "pooled", "device": "cpu", "dtype": "auto"})
+    assert loaded == ("from_pretrained", ("m",), {"encoder": "pooled", "device": "cpu", "dtype": "auto", "cache": None})
     assert asked[:2] == ("ask", ("clip.mp4", "What?"))
     sampling = {"num_frames": 8, "fps": None, "max_frames": None, "start": 1.0, "end": 2.5}
     assert asked[2] == {**sampling, "max_new_tokens": 4, "temperature": 0.0, "top_p": 1.0, "seed": 3}
@@ -177,6 +182,54 @@ def test_more_questions_watch_once(liteframe, llm):
     result = json.loads(ran.out)
     assert result["text"] == ANSWER.text
     assert result["answers"] == [ANSWER.as_dict()] * 3
+
+
+def test_the_times_show_what_ran_side_by_side(liteframe, llm, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ANSWER", replace(ANSWER, wall_seconds=1.75))
+    ran = liteframe("ask", "clip.mp4", "What?")
+    assert ran.out.splitlines()[-1].split() == [*("0.50", "s") * 5, "1.75", "s", "8", "64"]
+    assert json.loads(liteframe("ask", "clip.mp4", "What?", "--json").out) == ANSWER.as_dict()
+    assert "wall_seconds" not in ANSWER.as_dict()
+
+
+# --- many videos ------------------------------------------------------------------------------------------------------
+
+
+def test_a_pattern_that_nothing_matches_is_one_line(liteframe, tmp_path):
+    ran = liteframe("ask", "clip.mp4", tmp_path / "*.mp4", "What?", "--json")
+    assert (ran.status, ran.out) == (1, "")
+    assert "*.mp4: no file matches" in one_line(ran.err)
+
+
+def test_many_videos_are_asked_and_the_bad_one_is_told(liteframe, mini, clip, tmp_path):
+    import shutil
+
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copyfile(clip, folder / "b.mp4")
+    (folder / "a.mp4").write_text("no video")
+    options = ("--frames", 4, "--max-new-tokens", 4, "--json")
+    out, cache = tmp_path / "answers.jsonl", tmp_path / "tokens"
+    ran = liteframe("encode", folder, "--out", cache, "--frames", 4, "--json")
+    assert ran.status == 1
+    encoded = json.loads(ran.out)
+    assert (encoded["videos"], encoded["failed"], encoded["out"]) == (2, 1, str(cache))
+    assert [record.get("reason") for record in encoded["records"]] == ["not a video", None]
+    ran = liteframe("ask", folder, "What is shown?", "--out", out, "--cache", cache, *options)
+    assert ran.status == 1
+    assert ran.out.count("\n") == 1
+    assert f"liteframe: {folder / 'a.mp4'}: " in ran.err
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert json.loads(ran.out) == {"videos": 2, "skipped": 0, "failed": 1, "records": records, "out": str(out)}
+    assert [record["video"] for record in records] == [str(folder / "a.mp4"), str(folder / "b.mp4")]
+    assert records[1]["timings"]["decode"] == 0  # encode did it
+    ran = liteframe("ask", folder, "What is shown?", "--out", out, *options)
+    assert "--resume goes on with it" in one_line(ran.err)
+    ran = liteframe("ask", folder, "What is shown?", "--out", out, "--resume", *options)
+    assert (ran.status, json.loads(ran.out)["skipped"]) == (1, 1)
+    alone = json.loads(liteframe("ask", folder / "b.mp4", "What is shown?", *options).out)
+    assert alone["text"] == records[1]["text"]
+    assert set(alone) == set(ANSWER.as_dict())
 
 
 # --- probe ------------------------------------------------------------------------------------------------------------

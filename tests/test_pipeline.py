@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 import liteframe
 from liteframe import pipeline
 from liteframe.encoders import ENCODERS, EncoderSource, build_encoder
-from liteframe.errors import CheckpointError, ContextError, InputError, VideoError
+from liteframe.errors import CheckpointError, ContextError, InputError, VideoError, VideoWarning
 from liteframe.language.loading import save_checkpoint
 from liteframe.pipeline import STAGES, VideoLLM
 from liteframe.video.decode import read_video
@@ -85,6 +88,105 @@ def test_memory_never_holds_the_whole_video(clip, model, monkeypatch):
     model.watch(clip, num_frames=10)
     assert resized == [1] * 10
     assert encoded == [4, 4, 2]
+
+
+def spied(monkeypatch, before=lambda index: None) -> list[int]:
+    """Writes down the frames that are decoded, and calls `before` with the number of each."""
+    decoded: list[int] = []
+    iter_frames = pipeline.iter_frames
+
+    def spy(*arguments):
+        for index, item in enumerate(iter_frames(*arguments)):
+            before(index)
+            decoded.append(index)
+            yield item
+
+    monkeypatch.setattr(pipeline, "iter_frames", spy)
+    return decoded
+
+
+def decoders() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "liteframe-decode"]
+
+
+def test_the_next_batch_is_decoded_while_this_one_is_encoded_and_no_more(clip, model, monkeypatch):
+    monkeypatch.setattr(pipeline, "BATCH_FRAMES", 4)
+    is_ahead, seen = threading.Event(), []
+    decoded = spied(monkeypatch, lambda index: is_ahead.set() if index == 11 else None)
+    forward = type(model.encoder).forward
+
+    def slow_forward(self, pixels, num_frames=None, seconds=None):
+        if not seen:
+            # The third batch is read to its last frame while the first has not been encoded: two wait, one is made.
+            assert is_ahead.wait(20)
+            threading.Event().wait(0.05)
+        seen.append(len(decoded))
+        return forward(self, pixels, num_frames, seconds)
+
+    monkeypatch.setattr(type(model.encoder), "forward", slow_forward)
+    assert model.watch(clip, num_frames=20).num_frames == 20
+    assert seen[0] == 12
+    assert all(ahead <= 4 * (batch + 3) for batch, ahead in enumerate(seen))
+    assert not decoders()
+
+
+def test_an_error_of_the_decoder_reaches_the_caller_unchanged(clip, model, monkeypatch):
+    error = VideoError(clip, "truncated", "the rest is missing")
+
+    def fail(index):
+        if index == 5:
+            raise error
+
+    spied(monkeypatch, fail)
+    with pytest.raises(VideoError) as raised:
+        model.ask(clip, QUESTION, num_frames=8)
+    assert raised.value is error
+    assert not decoders()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["encode", "progress"])
+def test_stopping_early_leaves_no_thread_and_reads_no_further(clip, model, monkeypatch, where, error):
+    monkeypatch.setattr(pipeline, "BATCH_FRAMES", 2)
+    decoded = spied(monkeypatch)
+
+    def stop(*arguments, **named):
+        raise error
+
+    if where == "encode":
+        monkeypatch.setattr(type(model.encoder), "forward", stop)
+    with pytest.raises(error):
+        model.watch(clip, num_frames=20, on_progress=stop)
+    assert not decoders()
+    assert len(decoded) <= 6
+
+
+def test_a_warning_of_the_decoder_is_told_in_the_callers_thread(clip, model):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        encoded = model.watch(clip, num_frames=50)
+    assert encoded.num_frames == 20
+    assert [(str(w.message), w.category) for w in told] == [
+        (f"{clip}: 50 frames were wanted, 20 different ones exist at those times", VideoWarning)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(VideoWarning):
+            model.watch(clip, num_frames=50)
+    assert not decoders()
+
+
+def test_stages_are_counted_while_they_work_and_the_clock_beside_them(clip, model):
+    encoded = model.watch(clip, num_frames=8)
+    assert set(encoded.timings) == {"decode", "preprocess", "encode"}
+    # Each of these runs in one thread, inside the call.
+    assert 0 < encoded.timings["decode"] < encoded.wall_seconds
+    assert 0 < encoded.timings["encode"] < encoded.wall_seconds
+    answer = model.ask(encoded, QUESTION, max_new_tokens=3)
+    assert answer.timings["prefill"] + answer.timings["generate"] < answer.wall_seconds
+    assert list(answer.as_dict()) == [
+        "text", "num_frames", "num_visual_tokens", "timings", "model", "encoder", "video", "seconds"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("encoder", ["teacher", "pooled"])

@@ -25,6 +25,7 @@ _HOME = {
     "probe": "video.probe",
     "read_video": "video.decode",
     "VideoLLM": "pipeline",
+    "TokenCache": "token_cache",
     "LiteFrameEncoder": "encoders.student",
     "LiteFrameConfig": "encoders.student",
 }
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         VideoWarning,
     )
     from liteframe.pipeline import VideoLLM
+    from liteframe.token_cache import TokenCache
     from liteframe.types import Answer, Frames, VideoInfo, VideoTokens
     from liteframe.video.decode import read_video
     from liteframe.video.probe import probe

@@ -10,33 +10,33 @@ traceback); 2 wrong usage; 130 interrupted.
 
 from __future__ import annotations
 
-import functools
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from liteframe import tables, terminal
+from liteframe import cli_videos, tables, terminal  # noqa: F401 (cli_videos registers ask and encode)
+from liteframe.command import (
+    AsJson,
+    Device,
+    Dtype,
+    Model,
+    Overrides,
+    Recipe,
+    Seed,
+    app,
+    command,
+    parse_counts,
+    parse_names,
+)
 from liteframe.errors import VideoError
 from liteframe.runtime import tune_allocator
 from liteframe.version import __version__
 
-if TYPE_CHECKING:
-    pass
-
-app = typer.Typer(
-    name="liteframe",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 data_app = typer.Typer(no_args_is_help=True)
 app.add_typer(data_app, name="data", help="Look at training data before a run.")
 
@@ -68,103 +68,7 @@ def _liteframe(
     """LiteFrame: a compact video encoder for Video LLMs. Each command has examples under its --help."""
 
 
-Model = Annotated[str, typer.Option(help="mini (shipped), a folder, or a hub id such as OpenGVLab/InternVL3-8B-hf.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Recipe = Annotated[Path, typer.Option(help="A TOML file, see recipes/.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
-Command = Callable[..., dict[str, Any] | None]
-
-
-def _command(examples: str, group: typer.Typer = app, name: str | None = None) -> Callable[[Command], Command]:
-    """Register a command, with `examples`, one a line, below its help. Its ``as_json`` is obeyed here."""
-    lines = "\n\n".join(f"$ {line.strip()}" for line in examples.strip().splitlines())
-
-    def register(command: Command) -> Command:
-        @group.command(name or command.__name__, epilog=f"[bold]Examples[/bold]\n\n{lines}")
-        @functools.wraps(command)
-        def run(**arguments: Any) -> None:
-            terminal.report(functools.partial(command, **arguments), as_json=arguments["as_json"])
-
-        return command
-
-    return register
-
-
-def _counts(text: str) -> list[int]:
-    """``8,16,32`` as numbers."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"'{text}' is not a list of whole numbers such as 8,16,32") from None
-
-
-def _names(text: str) -> list[str]:
-    """``teacher,pooled`` as names."""
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if not names:
-        raise typer.BadParameter("name at least one")
-    return names
-
-
-@_command("""
-    liteframe ask talk.mkv "Which colour came first?"
-    liteframe ask talk.mkv "What is shown?" --also "And at the end?" --frames 64 --start 60 --end 120
-    liteframe ask talk.mkv "What is shown?" --model OpenGVLab/InternVL3-1B-hf --encoder pooled --json
-""")
-def ask(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="The video file.", show_default=False)],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.", show_default=False)],
-    also: Annotated[list[str] | None, typer.Option(help="One more question; the video is encoded once.")] = None,
-    model: Model = "mini",
-    encoder: Annotated[
-        str | None,
-        typer.Option(help="teacher, pooled, average, liteframe or a student's folder; else the model's own."),
-    ] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames, evenly spread (32 unless --fps is given).")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second, instead of --frames.")] = None,
-    max_frames: Annotated[int | None, typer.Option(help="With --fps: no more frames than this.")] = None,
-    start: Annotated[float | None, typer.Option(help="Seconds from the first frame.")] = None,
-    end: Annotated[float | None, typer.Option(help="Seconds from the first frame.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="The answer's greatest length.")] = 32,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="With --temperature: share of probability that is drawn from.")] = 1.0,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    as_json: AsJson = False,
-) -> dict[str, Any]:
-    """Ask a question about a video."""
-    from liteframe.video.probe import probe as probe_video
-
-    probe_video(video)  # a file that cannot be used is told before a large model is loaded
-    with terminal.waiting(f"Loading {model} ..."):
-        from liteframe.pipeline import VideoLLM
-
-        llm = VideoLLM.from_pretrained(model, encoder=encoder, device=device, dtype=dtype)
-    sampling: dict[str, Any] = {"num_frames": frames, "fps": fps, "max_frames": max_frames, "start": start, "end": end}
-    generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    source: Any = video
-    if also:
-        with terminal.progress(f"Watching {video}") as on_progress:
-            source, sampling = llm.watch(video, **sampling, on_progress=on_progress), {}
-
-    answers = []
-    for each in [question, *(also or [])]:
-        with terminal.streamed(f"Watching {video}", each) as (on_progress, on_text):
-            answer = llm.ask(
-                source, each, **sampling, **generation, seed=seed, on_text=on_text, on_progress=on_progress
-            )
-        Console().print(tables.stage_times(answer))
-        answers.append(answer.as_dict())
-    return {**answers[0], "answers": answers} if also else answers[0]
-
-
-@_command("""
+@command("""
     liteframe probe talk.mkv
     liteframe probe recordings/*.mp4 --json
 """)
@@ -194,7 +98,7 @@ def probe(
     return result
 
 
-@_command("""
+@command("""
     liteframe needles --out data/needles --videos 20 --seed 1 --frames 256
     liteframe needles --out data/own --videos 50 --seed 1 --frames 512 --haystack recordings --multiple-choice
 """)
@@ -228,7 +132,7 @@ def needles(
         "haystack": haystack,
         "fps": fps,
         "size": size,
-        "tasks": tuple(_names(tasks)),
+        "tasks": tuple(parse_names(tasks)),
         "questions_per_video": questions_per_video,
     }
     if needle_size is not None:
@@ -246,7 +150,7 @@ _DATA_CHECK = """
 """
 
 
-@_command(_DATA_CHECK, group=data_app, name="check")
+@command(_DATA_CHECK, group=data_app, name="check")
 def check_data(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="LLaVA JSON(L), InternVL meta or needles.", show_default=False)
@@ -268,7 +172,7 @@ def check_data(
     return report.as_dict()
 
 
-@_command("""
+@command("""
     liteframe pretrain --recipe recipes/mini_teacher.toml
     liteframe pretrain --recipe recipes/mini_teacher.toml --set output=runs/mini --set vision.steps=100
 """)
@@ -281,7 +185,7 @@ def pretrain(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = Fals
     return result
 
 
-@_command("""
+@command("""
     liteframe distill --recipe recipes/ctd_mini.toml
     liteframe distill --recipe recipes/ctd_mini.toml --set output=runs/student --set data.path=recordings
 """)
@@ -297,7 +201,7 @@ def distill(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False
     return result
 
 
-@_command("""
+@command("""
     liteframe adapt --recipe recipes/lma_mini.toml
     liteframe adapt --recipe recipes/lma_internvl3_8b.toml --set data.path=talk.jsonl --set encoder=runs/student
 """)
@@ -313,7 +217,7 @@ def adapt(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) 
     return result
 
 
-@_command("""
+@command("""
     liteframe evaluate needles --data data/needles --encoder teacher,pooled --frames 8,16,32
     liteframe evaluate needles --data data/needles --frames 64 --limit 20 --out runs/needles --json
 """)
@@ -330,7 +234,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> dict[str, Any]:
     """Measure accuracy on a benchmark, for each encoder and each number of frames."""
-    encoders, counts = _names(encoder), _counts(frames)
+    encoders, counts = parse_names(encoder), parse_counts(frames)
     from liteframe.evaluation.runner import evaluate as measure
 
     with terminal.progress("Asking") as on_progress:
@@ -350,7 +254,7 @@ def evaluate(
     return result
 
 
-@_command("""
+@command("""
     liteframe report runs/needles
     liteframe report runs --out runs/report --reference pooled:64 --json
 """)
@@ -383,7 +287,7 @@ def report(
     return result
 
 
-@_command("""
+@command("""
     liteframe quickstart
     liteframe quickstart --out /tmp/tour --videos 4 --json
 """)

@@ -61,11 +61,11 @@ class ConfigError(LiteFrameError):
 
 
 class DataError(LiteFrameError):
-    """Training data that cannot be used: a bad manifest, too many unreadable videos, a cache of another run."""
+    """Data that cannot be used: a bad manifest, too many unreadable videos, a cache of another run."""
 
 
 class DataWarning(UserWarning):
-    """Training goes on, but without something about its data: a cache or a list that can no longer be written."""
+    """Work goes on, but without something about its data: a cache or a list that can no longer be written."""
 
 
 class InputError(LiteFrameError, ValueError):

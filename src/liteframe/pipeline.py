@@ -8,29 +8,39 @@
 6. project     pixel shuffle and the checkpoint's projector, to LLM embeddings     language.projector
 7. answer      splice into the prompt, prefill, generate                           language.prompt, language.video_llm
 
-Steps 3 to 6 stream: at no time is more in memory than one full-size frame, one batch of small frames, and the projected
-tokens of what has been seen. `VideoLLM.watch` is steps 1 to 6, `VideoLLM.ask` all seven; what `watch` returns can be
-asked again and again.
+Steps 3 to 6 stream. A thread decodes and shrinks (3 and the first half of 4) the next batch while this one is encoded,
+and never runs more than a batch ahead: at no time is more in memory than one full-size frame, three batches of small
+frames, and the projected tokens of what has been seen, however long the video is.
+
+`VideoLLM.watch` is steps 1 to 6, `VideoLLM.ask` all seven; what `watch` returns can be asked again and again. With a
+`TokenCache` the features of step 5 are kept on disk, and steps 1 to 5 are left out where they are found.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import time
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from liteframe.encoded_video import EncodedVideo
 from liteframe.encoders import STUDENT_FOLDER, EncoderSource, build_encoder
 from liteframe.encoders.interface import VideoEncoder, group_frames
-from liteframe.errors import InputError
+from liteframe.errors import InputError, VideoWarning
 from liteframe.language.loading import Checkpoint, load_checkpoint, save_checkpoint
 from liteframe.language.prompt import Slots
 from liteframe.language.video_llm import VideoLanguageModel, VisualTokens, check_sampling
+from liteframe.prefetch import prefetched
 from liteframe.runtime import Stopwatch
-from liteframe.types import Answer, VideoInfo
+from liteframe.token_cache import CachedVideo, TokenCache
+from liteframe.types import Answer, VideoInfo, VideoTokens
 from liteframe.video.decode import expected_frames, iter_frames
 from liteframe.video.probe import probe
 from liteframe.video.sample import Sampling, uniform_middles
@@ -46,44 +56,20 @@ Progress = Callable[[int, int], None]
 """Called with (frames encoded, frames expected)."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class EncodedVideo:
-    """A video that has been watched: ready for any number of questions.
-
-    Attributes:
-        visual: projected tokens and the frames that they stand for.
-        seconds: float64 (t,), presentation times of the frames.
-        timings: seconds spent in ``decode``, ``preprocess`` and ``encode`` (projection included).
-        path, model, encoder: what was watched, and by whom.
-    """
-
-    visual: VisualTokens
-    seconds: np.ndarray
-    timings: dict[str, float]
-    path: str
-    model: str
-    encoder: str
-
-    @property
-    def num_frames(self) -> int:
-        """Frames that were encoded."""
-        return self.visual.slots.num_frames
-
-    def __repr__(self) -> str:
-        return f"EncodedVideo({self.path}: {self.num_frames} frames by {self.encoder}, {self.visual!r})"
-
-
 class VideoLLM:
     """A Video LLM: an encoder in front of a language model.
 
     Args:
         checkpoint: a loaded checkpoint, for its language model and settings.
         encoder: what turns frames into tokens; its features must be in the space of the checkpoint's vision tower.
+        cache: where tokens are kept for another question or another day; None keeps them only in what `watch` returns.
     """
 
-    def __init__(self, checkpoint: Checkpoint, encoder: VideoEncoder) -> None:
+    def __init__(self, checkpoint: Checkpoint, encoder: VideoEncoder, cache: TokenCache | None = None) -> None:
         self.checkpoint = checkpoint
         self.encoder = encoder
+        self.cache = cache
+        self._last: EncodedVideo | None = None
         self.language = VideoLanguageModel(checkpoint)
         grid = encoder.grid(checkpoint.pixels.height, checkpoint.pixels.width)
         self.tokens_per_slot = self.language.tokens_per_slot(grid)
@@ -96,6 +82,7 @@ class VideoLLM:
         encoder: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        cache: TokenCache | None = None,
     ) -> VideoLLM:
         """Load a model by name ("mini", a folder, a hub id).
 
@@ -104,6 +91,7 @@ class VideoLLM:
             encoder: a name from `liteframe.encoders.ENCODERS`, or the folder of a LiteFrame student; None takes the
                 one that the checkpoint names.
             device, dtype: ``auto`` takes what this machine is best at.
+            cache: see `VideoLLM`.
 
         Raises:
             CheckpointError: the model cannot be loaded.
@@ -117,7 +105,7 @@ class VideoLLM:
             select_strategy=config.vision_feature_select_strategy,
             folder=checkpoint.folder,
         )
-        return cls(checkpoint, build_encoder(encoder or checkpoint.encoder, source))
+        return cls(checkpoint, build_encoder(encoder or checkpoint.encoder, source), cache)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model, tokenizer, settings and a student, if any, to a new folder, which `from_pretrained` reads."""
@@ -187,6 +175,7 @@ class VideoLLM:
             ContextError: the request needs more positions than the model has; raised before anything is decoded.
         """
         check_sampling(max_new_tokens, temperature, top_p)
+        begin = time.perf_counter()
         paid: dict[str, float] = {}
         if isinstance(video, EncodedVideo):
             self._check_encoded(video, (num_frames, fps, max_frames, start, end))
@@ -204,7 +193,8 @@ class VideoLLM:
             seed=seed,
             on_text=on_text,
         )
-        paid = {**paid, "prefill": generation.prefill_seconds, "generate": generation.generate_seconds}
+        prefill = paid.get("load", 0.0) + generation.prefill_seconds
+        paid = {**paid, "prefill": prefill, "generate": generation.generate_seconds}
         return Answer(
             text=generation.text,
             num_frames=encoded.num_frames,
@@ -214,6 +204,7 @@ class VideoLLM:
             encoder=self.encoder.name,
             video=encoded.path,
             seconds=encoded.seconds.tolist(),
+            wall_seconds=time.perf_counter() - begin,
         )
 
     def _watch(
@@ -224,34 +215,64 @@ class VideoLLM:
         max_new_tokens: int,
         on_progress: Progress | None,
     ) -> EncodedVideo:
+        begin = time.perf_counter()
         path = os.fspath(video)
-        info = probe(path)
-        expected = expected_frames(info, sampling)
-        slots = Slots(expected, self.encoder.group_size, _expected_seconds(info, sampling, expected))
-        self.language.check_fits(question, slots, self.tokens_per_slot, max_new_tokens)
+        key = self._key(path, sampling)
+        found = self._recall(key, path)
+        if found is not None:
+            self.language.check_fits(question, found.visual.slots, self.tokens_per_slot, max_new_tokens)
+        else:
+            info = probe(path)
+            expected = expected_frames(info, sampling)
+            slots = Slots(expected, self.encoder.group_size, _expected_seconds(info, sampling, expected))
+            self.language.check_fits(question, slots, self.tokens_per_slot, max_new_tokens)
+            found = self._stream(path, sampling, expected, key, on_progress)
+        encoded = dataclasses.replace(found, wall_seconds=time.perf_counter() - begin)
+        if key is not None:
+            # The same object for the next question, which then finds the language model's part done as well.
+            self._last = encoded
+        return encoded
 
-        watch = Stopwatch(self.language.device)
+    def _stream(
+        self, path: str, sampling: Sampling, expected: int, key: str | None, on_progress: Progress | None
+    ) -> EncodedVideo:
+        """Steps 3 to 6, step 3 in a thread of its own."""
+        reading, watch = Stopwatch(), Stopwatch(self.language.device)
+        faults: deque[str] = deque()
+        told: list[str] = []
         seconds: list[float] = []
         embeddings: list[torch.Tensor] = []
-        for times, pixels in self._batches(path, sampling, watch):
-            with watch.stage("preprocess"):
-                mean, std = self.checkpoint.pixels.mean, self.checkpoint.pixels.std
-                normalized = normalize(pixels.to(self.encoder.device), mean, std, self.language.model.dtype)
-            with watch.stage("encode"), torch.inference_mode():
-                groups = group_frames(normalized, self.encoder.group_size)
-                embeddings.append(self.language.project(self.encoder(groups, num_frames=len(pixels))))
-            seconds += times
-            if on_progress is not None:
-                on_progress(len(seconds), max(expected, len(seconds)))
+        features: list[torch.Tensor] = []
+        batches = prefetched(lambda: self._batches(path, sampling, reading, faults.append), name="liteframe-decode")
+        with closing(batches):
+            for times, pixels in batches:
+                with watch.stage("preprocess"):
+                    mean, std = self.checkpoint.pixels.mean, self.checkpoint.pixels.std
+                    normalized = normalize(pixels.to(self.encoder.device), mean, std, self.language.model.dtype)
+                with watch.stage("encode"), torch.inference_mode():
+                    groups = group_frames(normalized, self.encoder.group_size)
+                    tokens = self.encoder(groups, num_frames=len(pixels))
+                    embeddings.append(self.language.project(tokens))
+                    if key is not None:
+                        features.append(tokens.features.cpu())
+                seconds += times
+                told += _tell(path, faults)
+                if on_progress is not None:
+                    on_progress(len(seconds), max(expected, len(seconds)))
+        told += _tell(path, faults)
         times_seen = np.asarray(seconds, dtype=np.float64)
-        visual = VisualTokens(torch.cat(embeddings), Slots(len(seconds), self.encoder.group_size, times_seen))
-        return EncodedVideo(visual, times_seen, watch.seconds, path, self.language.name, self.encoder.name)
+        if key is not None:
+            self._keep(key, path, sampling, torch.cat(features), times_seen, told)
+        timings = {stage: reading.seconds.get(stage, 0.0) + watch.seconds.get(stage, 0.0) for stage in STAGES[:3]}
+        return self._encoded(path, torch.cat(embeddings), times_seen, timings, key)
 
-    def _batches(self, path: str, sampling: Sampling, watch: Stopwatch) -> Iterator[tuple[list[float], torch.Tensor]]:
+    def _batches(
+        self, path: str, sampling: Sampling, watch: Stopwatch, on_warning: Callable[[str], None]
+    ) -> Iterator[tuple[list[float], torch.Tensor]]:
         """Whole groups of decoded frames at the model's size: (seconds, uint8 (t, 3, H, W)); only the last is short."""
         size = (self.checkpoint.pixels.height, self.checkpoint.pixels.width)
-        batch = max(1, BATCH_FRAMES // self.encoder.group_size) * self.encoder.group_size
-        frames = iter_frames(path, sampling)
+        # Its warnings are told by the caller: Python's filters and hooks for them belong to the thread that set them.
+        frames = iter_frames(path, sampling, on_warning)
         seconds: list[float] = []
         pixels: list[torch.Tensor] = []
         while True:
@@ -261,11 +282,66 @@ class VideoLLM:
                 with watch.stage("preprocess"):
                     seconds.append(float(item[0]))
                     pixels.append(resize(item[1][None], size))
-            if pixels and (item is None or len(pixels) == batch):
+            if pixels and (item is None or len(pixels) == self._batch_frames):
                 yield seconds, torch.cat(pixels)
                 seconds, pixels = [], []
             if item is None:
                 return
+
+    @property
+    def _batch_frames(self) -> int:
+        return max(1, BATCH_FRAMES // self.encoder.group_size) * self.encoder.group_size
+
+    def _encoded(
+        self,
+        path: str,
+        embeddings: torch.Tensor,
+        seconds: np.ndarray,
+        timings: dict[str, float],
+        key: str | None,
+    ) -> EncodedVideo:
+        visual = VisualTokens(embeddings, Slots(len(seconds), self.encoder.group_size, seconds))
+        return EncodedVideo(visual, seconds, timings, path, self.language.name, self.encoder.name, key=key)
+
+    def _key(self, path: str, sampling: Sampling) -> str | None:
+        """The name of the video's entry in the cache; None without a cache, or where `probe` will say what is wrong."""
+        if self.cache is None:
+            return None
+        try:
+            return self.cache.key(path, sampling, self.encoder, self.checkpoint.pixels)
+        except OSError:
+            return None
+
+    def _recall(self, key: str | None, path: str) -> EncodedVideo | None:
+        """The video that was watched last, or the cache's entry, if it is this one."""
+        if key is None or self.cache is None:
+            return None
+        if self._last is not None and self._last.key == key:
+            return dataclasses.replace(self._last, path=path, timings={})
+        watch = Stopwatch(self.language.device)
+        with watch.stage("load"):
+            entry = self.cache.get(key)
+            if entry is None:
+                return None
+            # In the batches of the first time, so that not even rounding differs.
+            group_size = entry.tokens.group_size
+            step = self._batch_frames // group_size
+            with torch.inference_mode():
+                parts = [
+                    self.language.project(VideoTokens(part, len(part) * group_size, group_size))
+                    for part in entry.tokens.features.split(step)
+                ]
+        _tell(path, deque(entry.warnings))
+        assert entry.tokens.seconds is not None
+        return self._encoded(path, torch.cat(parts), entry.tokens.seconds, watch.seconds, key)
+
+    def _keep(
+        self, key: str, path: str, sampling: Sampling, features: torch.Tensor, seconds: np.ndarray, told: list[str]
+    ) -> None:
+        """Put tokens into the cache, unless the file is another one by now."""
+        if self.cache is not None and self._key(path, sampling) == key:
+            tokens = VideoTokens(features, len(seconds), self.encoder.group_size, seconds)
+            self.cache.put(key, CachedVideo(tokens, tuple(told)))
 
     def _check_encoded(self, video: EncodedVideo, sampling: tuple[int | float | None, ...]) -> None:
         if any(value is not None for value in sampling):
@@ -275,6 +351,15 @@ class VideoLLM:
                 f"{video.path}: was encoded for {video.model} by {video.encoder}, and this is {self.language.name} "
                 f"with {self.encoder.name}; watch it again"
             )
+
+
+def _tell(path: str, faults: deque[str]) -> list[str]:
+    """Empty `faults`, each as a VideoWarning of whoever called `watch` or `ask`; what was told is returned."""
+    told = []
+    while faults:
+        told.append(faults.popleft())
+        warnings.warn(f"{path}: {told[-1]}", VideoWarning, stacklevel=5)
+    return told
 
 
 def _sampling(

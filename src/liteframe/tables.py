@@ -17,9 +17,21 @@ def stage_times(answer: Answer) -> Table:
     """Seconds of every stage of an answer."""
     made = terminal.table(*answer.timings, "all", "frames", "visual tokens")
     made.columns[0].justify = "right"
-    seconds = [*answer.timings.values(), sum(answer.timings.values())]
+    # Stages run side by side: all of it together may take less than their sum.
+    together = sum(answer.timings.values()) if answer.wall_seconds is None else answer.wall_seconds
+    seconds = [*answer.timings.values(), together]
     made.add_row(*(f"{value:.2f} s" for value in seconds), str(answer.num_frames), str(answer.num_visual_tokens))
     return made
+
+
+def video_result(record: dict[str, Any]) -> Text:
+    """One line of many: a video's answer, or that it was encoded. What failed is told on standard error."""
+    if "error" in record:
+        return Text(f"{record['video']}: failed", style="yellow")
+    if "text" in record:
+        return Text(f"{record['video']}: {record['text']}")
+    how = "was there" if record["cached"] else f"{record['wall_seconds']:.2f} s"
+    return Text(f"{record['video']}: {record['num_frames']} frames, {record['num_visual_tokens']} visual tokens, {how}")
 
 
 def video_facts(info: VideoInfo) -> Table:

@@ -19,7 +19,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from liteframe.errors import LiteFrameError, VideoWarning
+from liteframe.errors import DataWarning, LiteFrameError, VideoWarning
 
 
 class IncompleteError(Exception):
@@ -110,8 +110,8 @@ def show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Tell a warning about a video as one line, without the place in our code; others as Python does."""
-    if issubclass(category, VideoWarning):
+    """Tell a warning about a video or a cache as one line, without the place in our code; others as Python does."""
+    if issubclass(category, (VideoWarning, DataWarning)):
         tell_fault(message)
     else:
         (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))

@@ -128,9 +128,12 @@ class Answer:
         text: the model's words.
         num_frames: frames that were encoded.
         num_visual_tokens: language-model positions that the video took (labels and markers not counted).
-        timings: seconds spent in ``decode``, ``preprocess``, ``encode``, ``prefill`` and ``generate``. Stages that an
-            earlier question about the same video paid for are 0.
+        timings: seconds spent in ``decode``, ``preprocess``, ``encode``, ``prefill`` and ``generate``, each while it
+            was at work. Stages that an earlier question about the same video paid for are 0, and its prefill is short;
+            reading tokens that were kept on disk counts as prefill.
         seconds: presentation times of the encoded frames.
+        wall_seconds: from the call to the answer; less than the sum of `timings` as far as stages ran side by side.
+            None where nobody looked at the clock.
     """
 
     text: str
@@ -141,7 +144,8 @@ class Answer:
     encoder: str
     video: str
     seconds: list[float] = field(default_factory=list)
+    wall_seconds: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The answer as the JSON object that ``liteframe ask --json`` prints."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """The answer as the JSON object that ``liteframe ask --json`` prints; its keys are fixed, and these are all."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "wall_seconds"}

@@ -15,8 +15,8 @@ from liteframe.data.clip_loader import ClipLoader
 from liteframe.data.clips import Clip, ClipConfig, ClipSampler, choose_moments, epoch_order
 from liteframe.data.manifest import VideoEntry, load_manifest
 from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
-from liteframe.data.target_cache import TargetCache
 from liteframe.errors import ConfigError, DataError, VideoError
+from liteframe.tensor_store import TensorStore
 
 SIZE = (48, 64)
 LENIENT = BadVideoPolicy(max_bad_share=1.0)
@@ -340,7 +340,7 @@ def test_a_stored_clip_needs_no_video(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "a.mp4"
     copy.write_bytes((folder / "a.mp4").read_bytes())
     entries, config = [VideoEntry(copy, "a.mp4")], ClipConfig(frames=4, size=SIZE, repeat_after=1)
-    store = TargetCache(tmp_path / "pixels", {}, 10**8)
+    store = TensorStore(tmp_path / "pixels", {}, 10**8)
     first = ClipSampler(entries, config, 0, pixel_store=store).clip(0)
     # Another video under the same name is not mistaken for it.
     copy.write_bytes((folder / "b.mp4").read_bytes() + b"\0" * 8)

@@ -24,8 +24,8 @@ from torch import Tensor
 from liteframe.config import Config
 from liteframe.data.manifest import VideoEntry
 from liteframe.data.skipped import SkippedVideos
-from liteframe.data.target_cache import TargetCache
 from liteframe.errors import DataError, InputError, VideoError
+from liteframe.tensor_store import TensorStore
 from liteframe.types import VideoInfo
 from liteframe.video.decode import iter_frames
 from liteframe.video.probe import probe
@@ -189,7 +189,7 @@ class ClipSampler:
         config: ClipConfig,
         seed: int = 0,
         skipped: SkippedVideos | None = None,
-        pixel_store: TargetCache | None = None,
+        pixel_store: TensorStore | None = None,
     ) -> None:
         """Args:
         entries: what `load_manifest` gives; at least one.

@@ -7,7 +7,7 @@ Axis letters: ``t`` frames (or, in features, time steps), ``g`` groups of consec
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -73,6 +73,14 @@ class VideoEncoder(nn.Module, ABC):
             seconds: float64 (num_frames,) presentation times, handed on to the tokens.
         """
 
+    def settings(self) -> dict[str, Any]:
+        """All that the tokens depend on besides weights and pixels, as JSON values: what tells stored tokens apart."""
+        found: dict[str, Any] = {
+            name: getattr(self, name) for name in ("name", "group_size", "feature_dim", "patch_size")
+        }
+        config = getattr(self, "config", None)
+        return found if config is None else {**found, "config": config_values(config)}
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -105,6 +113,12 @@ class VideoEncoder(nn.Module, ABC):
         if not features:
             raise InputError("no frames to encode; give at least one")
         return VideoTokens(torch.cat(features), num_frames=len(pixels), group_size=self.group_size, seconds=seconds)
+
+
+def config_values(config: Any) -> dict[str, Any]:
+    """The values of a transformers config that say what a model computes, not who wrote it or where it lies."""
+    written_by = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "auto_map"}
+    return {name: value for name, value in config.to_dict().items() if name not in written_by}
 
 
 def group_frames(pixels: Float[Tensor, "t 3 H W"], group_size: int) -> Float[Tensor, "g f 3 H W"]:

@@ -8,6 +8,8 @@ Axis letters: ``g`` groups, ``t`` time, ``h``/``w`` grid cells, ``d`` feature wi
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -109,6 +111,11 @@ class PooledEncoder(VideoEncoder):
         if whole < num_frames:
             parts.append(self.pool(frames[whole:][None]))
         return VideoTokens(torch.cat(parts), num_frames=num_frames, group_size=size, seconds=seconds)
+
+    def settings(self) -> dict[str, Any]:
+        """See `VideoEncoder.settings`: the pool's, and the teacher's."""
+        pool = {"window": list(self.window), "alpha": self.alpha}
+        return {**super().settings(), **pool, "teacher": self.teacher.settings()}
 
     def flops(self, height: int, width: int, num_frames: int) -> int:
         """The teacher's (see `TeacherEncoder.flops`); pooling itself is element-wise."""

@@ -5,6 +5,8 @@ Axis letters: ``g`` groups (here frames), ``n`` tokens of a frame with CLS, ``h`
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -12,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import InternVLVisionModel
 
-from liteframe.encoders.interface import VideoEncoder, patch_grid, resample_grid
+from liteframe.encoders.interface import VideoEncoder, config_values, patch_grid, resample_grid
 from liteframe.errors import InputError
 from liteframe.types import VideoTokens
 
@@ -85,6 +87,11 @@ class TeacherEncoder(VideoEncoder):
         if self._final:
             hidden = self.tower.layernorm(hidden)
         return rearrange(hidden[:, 1:], "n (h w) d -> n h w d", h=h, w=w)
+
+    def settings(self) -> dict[str, Any]:
+        """See `VideoEncoder.settings`: the tower's config and how far it is run."""
+        tower = config_values(self.tower.config)
+        return {**super().settings(), "tower": tower, "blocks": self._blocks, "final_norm": self._final}
 
     def flops(self, height: int, width: int, num_frames: int) -> int:
         """Floating-point operations for `num_frames` frames, two a multiply-add; matrix products only."""

@@ -18,6 +18,7 @@ from transformers import TextStreamer
 
 from liteframe.errors import ContextError, InputError
 from liteframe.language.loading import Checkpoint
+from liteframe.language.prefix import SharedPrefix, cache_argument
 from liteframe.language.projector import project_grid, shuffled_tokens
 from liteframe.language.prompt import Prompt, PromptBuilder, Slots
 from liteframe.runtime import Stopwatch
@@ -78,9 +79,11 @@ class VideoLanguageModel:
 
     Args:
         checkpoint: from `load_checkpoint`; its model is used as it is, not copied.
+        reuse_prefix: keep the keys and values of the video that was asked about last, so that another question about
+            the same `VisualTokens` only computes what is its own. They go with the `VisualTokens`. False, to measure.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, reuse_prefix: bool = True) -> None:
         self.name = checkpoint.name
         self.model = checkpoint.model
         self.tokenizer = checkpoint.tokenizer
@@ -88,6 +91,7 @@ class VideoLanguageModel:
         self.prompts = PromptBuilder(checkpoint.tokenizer, checkpoint.prompt, config.image_token_id)
         self.shuffle_factor = round(1 / config.downsample_ratio)
         self.max_positions = int(config.text_config.max_position_embeddings)
+        self.prefix = SharedPrefix() if reuse_prefix else None
 
     @property
     def device(self) -> torch.device:
@@ -177,7 +181,7 @@ class VideoLanguageModel:
         """Answer one question.
 
         Args:
-            visual: from `visual`; not consumed, several questions can share it.
+            visual: from `visual`; not consumed, several questions can share it, and the later ones are cheaper.
             question: plain words.
             max_new_tokens: longest answer.
             temperature: 0 takes the likeliest token each time; above 0 samples.
@@ -195,6 +199,7 @@ class VideoLanguageModel:
         stamps = _Stamps(self.tokenizer, Stopwatch(self.device), on_text)
         start = stamps.now()
         embeddings = self.splice(visual.embeddings, prompt)
+        cache = self.prefix.cache_for(visual, prompt, self.model) if self.prefix is not None else None
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=seed is not None):
             if seed is not None:
@@ -210,8 +215,11 @@ class VideoLanguageModel:
                 eos_token_id=self._end_ids(),
                 pad_token_id=self._end_ids()[0],
                 streamer=stamps,
+                **({cache_argument(self.model): cache} if cache is not None else {}),
             )
         end = stamps.now()
+        if self.prefix is not None and cache is not None:
+            self.prefix.keep(visual, prompt, cache)
         first = stamps.first if stamps.first is not None else end
         return Generation("".join(stamps.pieces), stamps.num_tokens, first - start, end - first)
 

@@ -24,13 +24,13 @@ from liteframe.config import Config
 from liteframe.data.conversation_sampler import ConversationSampler, usable
 from liteframe.data.conversations import read_conversations
 from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
-from liteframe.data.target_cache import TargetCache
 from liteframe.encoders import STUDENT_FOLDER, EncoderSource, build_encoder
 from liteframe.encoders.interface import VideoEncoder
 from liteframe.errors import ConfigError
 from liteframe.language.adapter import attach_lora, save_adapter, weights_digest
 from liteframe.language.loading import Checkpoint, CheckpointSettings, load_checkpoint, save_checkpoint
 from liteframe.runtime import machine_facts, seed_everything
+from liteframe.tensor_store import TensorStore
 from liteframe.training.adapt_task import AdaptTask, BankLessons, ConversationLessons, LessonSource
 from liteframe.training.loop import LoopConfig, train
 from liteframe.training.processes import Processes, training_device
@@ -271,7 +271,7 @@ def _lessons(recipe: AdaptRecipe, checkpoint: Checkpoint, encoder: VideoEncoder,
     return ConversationLessons(sampler, checkpoint, encoder, data.turns == "chat", _token_cache(recipe, checkpoint))
 
 
-def _token_cache(recipe: AdaptRecipe, checkpoint: Checkpoint) -> TargetCache | None:
+def _token_cache(recipe: AdaptRecipe, checkpoint: Checkpoint) -> TensorStore | None:
     data = recipe.data
     if data.cache is None:
         return None
@@ -280,7 +280,7 @@ def _token_cache(recipe: AdaptRecipe, checkpoint: Checkpoint) -> TargetCache | N
         "encoder": _encoder_digest(recipe.encoder, checkpoint),
         "pixels": checkpoint.pixels.model_dump(),
     }
-    return TargetCache(Path(data.cache), identity, int(data.cache_gigabytes * 1e9))
+    return TensorStore(Path(data.cache), identity, int(data.cache_gigabytes * 1e9))
 
 
 def _base_digest(checkpoint: Checkpoint) -> str:

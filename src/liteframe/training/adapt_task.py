@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from liteframe.data.clip_loader import ClipLoader
 from liteframe.data.conversation_sampler import ConversationSampler, WatchedConversation
-from liteframe.data.target_cache import TargetCache
 from liteframe.encoders.interface import PixelConfig, VideoEncoder, group_frames
 from liteframe.errors import InputError
 from liteframe.language.loading import Checkpoint
 from liteframe.language.projector import project_grid, shuffled_tokens
 from liteframe.language.prompt import PromptBuilder, Slots
+from liteframe.tensor_store import TensorStore
 from liteframe.training.loop import LoopConfig
 from liteframe.training.packing import VideoTurns, pack_turns, splice
 from liteframe.training.token_bank import TokenBank
@@ -97,7 +97,7 @@ class ConversationLessons:
         checkpoint: Checkpoint,
         encoder: VideoEncoder,
         is_chat: bool,
-        cache: TargetCache | None = None,
+        cache: TensorStore | None = None,
     ) -> None:
         self._sampler = sampler
         self._writer = TurnWriter(_prompts(checkpoint))

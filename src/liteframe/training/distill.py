@@ -30,7 +30,6 @@ from liteframe.data.clips import Clip, ClipConfig, ClipSampler, ClipSource
 from liteframe.data.manifest import load_manifest
 from liteframe.data.needle_clips import NeedleClipConfig, NeedleClips
 from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
-from liteframe.data.target_cache import TargetCache
 from liteframe.encoders.inherit import inherit_from_image_vit, inherit_from_teacher
 from liteframe.encoders.interface import PixelConfig
 from liteframe.encoders.loading import load_student
@@ -41,6 +40,7 @@ from liteframe.errors import ConfigError
 from liteframe.language.loading import quiet
 from liteframe.language.vision_tower import LoadedTower, load_vision_tower
 from liteframe.runtime import machine_facts, seed_everything
+from liteframe.tensor_store import TensorStore
 from liteframe.training.loop import LoopConfig, train
 from liteframe.training.losses import LOSSES, LossName, ScalingName, TargetScale, channel_scale, explained_variance
 from liteframe.training.processes import Processes, training_device
@@ -154,7 +154,7 @@ class DistillTask:
         clips: ClipSource,
         recipe: DistillRecipe,
         pixels: PixelConfig,
-        cache: TargetCache | None = None,
+        cache: TensorStore | None = None,
     ) -> None:
         self.module = student
         self._teacher = teacher.eval().requires_grad_(False)
@@ -355,7 +355,7 @@ def _clips(
     pixels: PixelConfig,
     seed: int,
     skipped_list: Path | None = None,
-    pixel_store: TargetCache | None = None,
+    pixel_store: TensorStore | None = None,
 ) -> ClipSource:
     """Clips of the teacher's frame size: of videos, or of the needle generator."""
     size = {"size": (pixels.height, pixels.width)}
@@ -368,7 +368,7 @@ def _clips(
     return ClipSampler(entries, data.videos.model_copy(update=size), seed, skipped, pixel_store)
 
 
-def _caches(recipe: DistillRecipe, teacher: LoadedTower) -> tuple[TargetCache | None, TargetCache | None]:
+def _caches(recipe: DistillRecipe, teacher: LoadedTower) -> tuple[TensorStore | None, TensorStore | None]:
     """Caches of the teacher's targets and of clips' pixels, half of the space each."""
     data = recipe.data
     if data.cache is None:
@@ -381,8 +381,8 @@ def _caches(recipe: DistillRecipe, teacher: LoadedTower) -> tuple[TargetCache | 
         "pixels": teacher.pixels.model_dump(),
     }
     return (
-        TargetCache(Path(data.cache) / "targets", identity, half),
-        TargetCache(Path(data.cache) / "pixels", {"pixels": "uint8"}, half, dtype=None),
+        TensorStore(Path(data.cache) / "targets", identity, half),
+        TensorStore(Path(data.cache) / "pixels", {"pixels": "uint8"}, half, dtype=None),
     )
 
 

@@ -1,8 +1,8 @@
-"""Tensors kept on disk between epochs and runs: a teacher's targets, and the pixels of clips.
+"""Tensors kept on disk between runs: a teacher's targets, the pixels of clips, the tokens of videos.
 
 One safetensors file an entry, found by the hash of its key, with a checksum that is verified at every reading. What is
-damaged is removed and made again; what was written for another teacher is refused; what is used least goes first when
-the cache is full. Several processes may share a folder.
+damaged is removed and made again; what was written for another purpose or teacher is refused; what was not used
+for longest goes first when the cache is full. Several processes may share a folder.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class CacheStats:
     num_bytes: int = 0
 
 
-class TargetCache:
+class TensorStore:
     """Named tensors by key, in a folder of limited size. Safe to use from several threads and processes."""
 
     def __init__(
@@ -130,6 +130,10 @@ class TargetCache:
             os.utime(path)
         self._count(hits=1)
         return tensors
+
+    def has(self, key: str) -> bool:
+        """Whether there is an entry under `key`; it is not opened, and may turn out to be damaged."""
+        return self._path(key).is_file()
 
     def put(self, key: str, tensors: Mapping[str, Tensor], source: str = "", exact: bool = False) -> dict[str, Tensor]:
         """Store `tensors` under `key`, in place of what is there.

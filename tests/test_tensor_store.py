@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from liteframe.data.target_cache import TargetCache, tensors_digest
 from liteframe.errors import DataError, DataWarning, InputError
+from liteframe.tensor_store import TensorStore, tensors_digest
 
 TEACHER = {"teacher": "abc", "pooling": {"kind": "wap", "alpha": 2.0}, "size": (112, 112)}
 BIG = 10**9
@@ -40,13 +40,13 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_what_put_returned_comes_back_in_this_process_and_the_next(tmp_path: Path) -> None:
-    cache = TargetCache(tmp_path / "c", TEACHER, BIG)
+    cache = TensorStore(tmp_path / "c", TEACHER, BIG)
     assert cache.get("a") is None
     stored = cache.put("a", values(0))
     assert stored["targets"].dtype == torch.float16 and stored["steps"].dtype == torch.int64
     assert torch.equal(stored["targets"], values(0)["targets"].half())
     assert equal(cache.get("a"), stored)
-    again = TargetCache(tmp_path / "c", {**TEACHER, "size": [112, 112]}, BIG)
+    again = TensorStore(tmp_path / "c", {**TEACHER, "size": [112, 112]}, BIG)
     assert equal(again.get("a"), stored) and again.get("b") is None
     assert (again.stats.hits, again.stats.misses, again.stats.num_bytes) == (1, 1, files(tmp_path)[0].stat().st_size)
     assert not list(tmp_path.rglob("*.part"))
@@ -54,7 +54,7 @@ def test_what_put_returned_comes_back_in_this_process_and_the_next(tmp_path: Pat
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float32])
 def test_dtypes(tmp_path: Path, dtype: torch.dtype | None) -> None:
-    cache = TargetCache(tmp_path, TEACHER, BIG, dtype=dtype)
+    cache = TensorStore(tmp_path, TEACHER, BIG, dtype=dtype)
     tensors = {"a": torch.randn(3, dtype=torch.float64), "b": torch.tensor(True), "c": torch.empty(0, 4)}
     stored = cache.put("k", tensors)
     assert stored["a"].dtype == (dtype or torch.float64) and stored["b"].dtype == torch.bool
@@ -65,13 +65,13 @@ def test_dtypes(tmp_path: Path, dtype: torch.dtype | None) -> None:
 
 def test_views_and_shared_memory_are_stored_by_value(tmp_path: Path) -> None:
     base = torch.arange(24).reshape(4, 6)
-    cache = TargetCache(tmp_path, TEACHER, BIG)
+    cache = TensorStore(tmp_path, TEACHER, BIG)
     cache.put("k", {"whole": base, "turned": base.T, "row": base[1]})
     assert equal(cache.get("k"), {"whole": base, "turned": base.T.contiguous(), "row": base[1]})
 
 
 def test_outliers_beyond_float16_keep_their_value(tmp_path: Path) -> None:
-    cache = TargetCache(tmp_path, TEACHER, BIG)
+    cache = TensorStore(tmp_path, TEACHER, BIG)
     stored = cache.put("k", {"far": torch.tensor([1e5, 1.0]), "near": torch.tensor([6e4])})
     assert stored["far"].dtype == torch.float32 and stored["far"].tolist() == [1e5, 1.0]
     assert stored["near"].dtype == torch.float16
@@ -80,13 +80,13 @@ def test_outliers_beyond_float16_keep_their_value(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_not_stored(tmp_path: Path, value: float) -> None:
-    cache = TargetCache(tmp_path, TEACHER, BIG)
+    cache = TensorStore(tmp_path, TEACHER, BIG)
     assert not torch.isfinite(cache.put("k", {"a": torch.tensor([1.0, value])})["a"]).all()
     assert cache.get("k") is None and cache.stats.refused == 1
 
 
 def test_a_flipped_byte_anywhere_is_found_and_the_entry_made_again(tmp_path: Path) -> None:
-    cache = TargetCache(tmp_path, TEACHER, BIG)
+    cache = TensorStore(tmp_path, TEACHER, BIG)
     stored = cache.put("key", values(0, count=2), source="123")
     (path,) = files(tmp_path)
     sound = path.read_bytes()
@@ -112,7 +112,7 @@ def test_a_flipped_byte_anywhere_is_found_and_the_entry_made_again(tmp_path: Pat
 
 
 def test_an_entry_under_another_key_is_not_used(tmp_path: Path) -> None:
-    cache = TargetCache(tmp_path, TEACHER, BIG)
+    cache = TensorStore(tmp_path, TEACHER, BIG)
     cache.put("a", values(0))
     (a,) = files(tmp_path)
     cache.put("b", values(1))
@@ -122,7 +122,7 @@ def test_an_entry_under_another_key_is_not_used(tmp_path: Path) -> None:
 
 
 def test_an_entry_of_a_replaced_video_is_stale(tmp_path: Path) -> None:
-    cache = TargetCache(tmp_path, TEACHER, BIG)
+    cache = TensorStore(tmp_path, TEACHER, BIG)
     stored = cache.put("a", values(0), source="100")
     assert equal(cache.get("a", "100"), stored) and equal(cache.get("a"), stored)
     assert cache.get("a", "101") is None and cache.stats.stale == 1
@@ -133,10 +133,10 @@ def test_an_entry_of_a_replaced_video_is_stale(tmp_path: Path) -> None:
 
 
 def test_the_least_recently_used_go_first_and_the_limit_holds(tmp_path: Path) -> None:
-    TargetCache(tmp_path / "one", TEACHER, BIG).put("a", values(0))
+    TensorStore(tmp_path / "one", TEACHER, BIG).put("a", values(0))
     (one,) = files(tmp_path / "one")
     size = one.stat().st_size
-    cache = TargetCache(tmp_path / "c", TEACHER, 20 * size + 20 * 16)
+    cache = TensorStore(tmp_path / "c", TEACHER, 20 * size + 20 * 16)
     for number in range(10, 30):
         cache.put(str(number), values(number))
         path = tmp_path / "c" / _place(str(number))
@@ -162,17 +162,17 @@ def _place(key: str) -> str:
 
 
 def test_what_is_larger_than_the_cache_is_not_stored(tmp_path: Path) -> None:
-    cache = TargetCache(tmp_path, TEACHER, 3000)
+    cache = TensorStore(tmp_path, TEACHER, 3000)
     stored = cache.put("small", values(0))
     cache.put("large", values(0, count=4000))
     assert cache.get("large") is None and cache.stats.refused == 1
     assert equal(cache.get("small"), stored)
     with pytest.raises(InputError, match="max_bytes=0"):
-        TargetCache(tmp_path, TEACHER, 0)
+        TensorStore(tmp_path, TEACHER, 0)
 
 
 def test_a_smaller_limit_holds_from_the_start_and_old_leftovers_go(tmp_path: Path) -> None:
-    cache = TargetCache(tmp_path, TEACHER, BIG)
+    cache = TensorStore(tmp_path, TEACHER, BIG)
     for number in range(10):
         cache.put(str(number), values(number))
     size = cache.stats.num_bytes
@@ -181,7 +181,7 @@ def test_a_smaller_limit_holds_from_the_start_and_old_leftovers_go(tmp_path: Pat
     old.write_bytes(b"1")
     fresh.write_bytes(b"2")
     os.utime(old, (1, 1))
-    smaller = TargetCache(tmp_path, TEACHER, size // 2)
+    smaller = TensorStore(tmp_path, TEACHER, size // 2)
     assert sum(path.stat().st_size for path in files(tmp_path)) <= size // 2
     assert smaller.stats.removed > 0 and not old.exists() and fresh.exists()
 
@@ -199,33 +199,33 @@ def test_a_smaller_limit_holds_from_the_start_and_old_leftovers_go(tmp_path: Pat
     ],
 )
 def test_a_cache_of_another_run_is_refused(tmp_path: Path, other: dict[str, object], line: str) -> None:
-    stored = TargetCache(tmp_path, TEACHER, BIG).put("a", values(0))
+    stored = TensorStore(tmp_path, TEACHER, BIG).put("a", values(0))
     with pytest.raises(DataError) as raised:
-        TargetCache(tmp_path, other, BIG)
+        TensorStore(tmp_path, other, BIG)
     message = str(raised.value)
     assert line in message and message.startswith(str(tmp_path)) and "\n" not in message
-    assert equal(TargetCache(tmp_path, TEACHER, BIG).get("a"), stored)
+    assert equal(TensorStore(tmp_path, TEACHER, BIG).get("a"), stored)
     with pytest.raises(DataError, match="another 'dtype'"):
-        TargetCache(tmp_path, TEACHER, BIG, dtype=torch.float32)
+        TensorStore(tmp_path, TEACHER, BIG, dtype=torch.float32)
 
 
 def test_a_folder_that_is_no_cache_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("dear to me")
     with pytest.raises(DataError, match="holds other files"):
-        TargetCache(tmp_path, TEACHER, BIG)
+        TensorStore(tmp_path, TEACHER, BIG)
     with pytest.raises(DataError, match="cannot be used as a cache"):
-        TargetCache(tmp_path / "thesis.tex", TEACHER, BIG)
+        TensorStore(tmp_path / "thesis.tex", TEACHER, BIG)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     for text in ("{", "[]"):
         folder = tmp_path / "c"
         folder.mkdir(exist_ok=True)
         (folder / "identity.json").write_text(text)
         with pytest.raises(DataError, match="is damaged"):
-            TargetCache(folder, TEACHER, BIG)
+            TensorStore(folder, TEACHER, BIG)
 
 
 def test_a_full_disk_ends_writing_with_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = TargetCache(tmp_path, TEACHER, BIG)
+    cache = TensorStore(tmp_path, TEACHER, BIG)
     kept = cache.put("before", values(0))
     write = Path.write_bytes
 
@@ -246,9 +246,9 @@ def test_a_full_disk_ends_writing_with_one_warning(tmp_path: Path, monkeypatch: 
 
 WRITER = """
 import sys, torch
-from liteframe.data.target_cache import TargetCache
+from liteframe.tensor_store import TensorStore
 folder, who = sys.argv[1], int(sys.argv[2])
-cache = TargetCache(folder, {"teacher": "abc"}, 30_000)
+cache = TensorStore(folder, {"teacher": "abc"}, 30_000)
 found = 0
 for turn in range(150):
     key = (turn * 7 + who * 3) % 40
@@ -272,7 +272,7 @@ def test_two_processes_share_a_folder(tmp_path: Path) -> None:
         assert run.returncode == 0, complaint.decode()
     assert json.loads((tmp_path / "c" / "identity.json").read_text())["teacher"] == "abc"
     assert not list((tmp_path / "c").rglob("*.part"))
-    cache = TargetCache(tmp_path / "c", {"teacher": "abc"}, 30_000)
+    cache = TensorStore(tmp_path / "c", {"teacher": "abc"}, 30_000)
     left = [key for key in range(40) if cache.get(str(key)) is not None]
     assert 10 < len(left) < 40 and cache.stats.damaged == 0
     assert sum(path.stat().st_size for path in files(tmp_path)) <= 33_000

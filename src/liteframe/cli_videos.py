@@ -1,0 +1,187 @@
+"""The commands that read videos with a model: ask and encode. See `liteframe.cli`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from liteframe import tables, terminal
+from liteframe.command import AsJson, Device, Dtype, Model, Seed, command
+
+if TYPE_CHECKING:
+    from liteframe.pipeline import VideoLLM
+    from liteframe.token_cache import TokenCache
+
+Videos = Annotated[
+    list[str], typer.Argument(metavar="VIDEO...", help="Files, folders and patterns.", show_default=False)
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(help="teacher, pooled, average, liteframe or a student's folder; else the model's own."),
+]
+Frames = Annotated[int | None, typer.Option(help="Frames, evenly spread (32 unless --fps is given).")]
+Fps = Annotated[float | None, typer.Option(help="Frames a second, instead of --frames.")]
+MaxFrames = Annotated[int | None, typer.Option(help="With --fps: no more frames than this.")]
+Start = Annotated[float | None, typer.Option(help="Seconds from the first frame.")]
+End = Annotated[float | None, typer.Option(help="Seconds from the first frame.")]
+CacheSize = Annotated[
+    float, typer.Option("--cache-gb", help="Beyond this the tokens not used for longest go first; 10^9 bytes.")
+]
+
+
+@command("""
+    liteframe ask talk.mkv "Which colour came first?"
+    liteframe ask talk.mkv "What is shown?" --also "And at the end?" --frames 64 --start 60 --end 120
+    liteframe ask talk.mkv "What is shown?" --model OpenGVLab/InternVL3-1B-hf --encoder pooled --json
+    liteframe ask recordings more/*.mp4 "What is shown?" --cache tokens --out answers.jsonl --resume
+""")
+def ask(
+    videos: Videos,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about each.", show_default=False)],
+    also: Annotated[list[str] | None, typer.Option(help="One more question; the video is encoded once.")] = None,
+    model: Model = "mini",
+    encoder: Encoder = None,
+    frames: Frames = None,
+    fps: Fps = None,
+    max_frames: MaxFrames = None,
+    start: Start = None,
+    end: End = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The answer's greatest length.")] = 32,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="With --temperature: share of probability that is drawn from.")] = 1.0,
+    seed: Seed = 0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of encoded videos: used, and added to.", show_default=False)
+    ] = None,
+    cache_gb: CacheSize = 20.0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write answers as JSON Lines.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with --out: skip what is answered there.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Ask a question about a video, or about each of many.
+
+    A folder stands for the videos in it and below; a pattern in quotes ("*.mp4") for what it matches. A video that
+    cannot be used is told in one line, the others go on, and the exit status is 1.
+    """
+    if resume and out is None:
+        raise typer.BadParameter("--resume goes on with a file: name it by --out")
+    from liteframe.many_videos import find_videos, is_one_video
+    from liteframe.video.probe import probe as probe_video
+
+    sampling: dict[str, Any] = {"num_frames": frames, "fps": fps, "max_frames": max_frames, "start": start, "end": end}
+    generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    generation["seed"] = seed
+    questions = [question, *(also or [])]
+    if out is None and is_one_video(videos):
+        probe_video(videos[0])  # a file that cannot be used is told before a large model is loaded
+        llm = _load(model, encoder, device, dtype, _token_cache(cache, cache_gb))
+        return _ask_one(llm, videos[0], questions, sampling, generation)
+
+    found = find_videos(videos)
+    from contextlib import nullcontext
+
+    from liteframe.many_videos import answer_lines, ask_many
+
+    with nullcontext() if out is None else answer_lines(out, resume) as lines:
+        llm = _load(model, encoder, device, dtype, _token_cache(cache, cache_gb))
+        with terminal.progress("Asking") as on_progress:
+            tally = ask_many(llm, found, questions, sampling, generation, lines, _listeners(on_progress))
+    return _told(tally.as_dict(), out)
+
+
+def _ask_one(
+    llm: VideoLLM, video: str, questions: list[str], sampling: dict[str, Any], generation: dict[str, Any]
+) -> dict[str, Any]:
+    source: Any = video
+    if len(questions) > 1:
+        with terminal.progress(f"Watching {video}") as on_progress:
+            source, sampling = llm.watch(video, **sampling, on_progress=on_progress), {}
+    answers = []
+    for each in questions:
+        with terminal.streamed(f"Watching {video}", each) as (on_progress, on_text):
+            answer = llm.ask(source, each, **sampling, **generation, on_text=on_text, on_progress=on_progress)
+        Console().print(tables.stage_times(answer))
+        answers.append(answer.as_dict())
+    return {**answers[0], "answers": answers} if len(answers) > 1 else answers[0]
+
+
+@command("""
+    liteframe encode talk.mkv --out tokens
+    liteframe encode recordings "more/**/*.mp4" --out tokens --frames 256 --encoder liteframe --resume
+    liteframe ask talk.mkv "Which colour came first?" --cache tokens
+""")
+def encode(
+    videos: Videos,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of encoded videos.", show_default=False)],
+    model: Model = "mini",
+    encoder: Encoder = None,
+    frames: Frames = None,
+    fps: Fps = None,
+    max_frames: MaxFrames = None,
+    start: Start = None,
+    end: End = None,
+    cache_gb: CacheSize = 20.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip, unopened, what DIR/encoded.jsonl lists.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Decode and encode videos once, for any number of questions: `liteframe ask --cache DIR` finds their tokens.
+
+    What the folder holds already is not encoded again. DIR/encoded.jsonl lists what was encoded and what failed.
+    """
+    from liteframe.many_videos import encode_lines, encode_many, find_videos
+
+    found = find_videos(videos)
+    sampling: dict[str, Any] = {"num_frames": frames, "fps": fps, "max_frames": max_frames, "start": start, "end": end}
+    cache = _token_cache(out, cache_gb)
+    with encode_lines(out, found, resume) as lines:
+        llm = _load(model, encoder, device, dtype, cache)
+        with terminal.progress("Encoding") as on_progress:
+            tally = encode_many(llm, found, sampling, lines, _listeners(on_progress))
+    assert cache is not None
+    if cache.stats.removed:
+        terminal.tell_fault(
+            f"{out}: {cache.stats.removed} encoded videos were removed for want of space; see --cache-gb"
+        )
+    return _told({**tally.as_dict(), "bytes": cache.stats.num_bytes, "removed": cache.stats.removed}, out)
+
+
+def _token_cache(folder: Path | None, gigabytes: float) -> TokenCache | None:
+    if folder is None:
+        return None
+    from liteframe.token_cache import TokenCache
+
+    return TokenCache(folder, gigabytes)
+
+
+def _load(model: str, encoder: str | None, device: str, dtype: str, cache: TokenCache | None) -> VideoLLM:
+    with terminal.waiting(f"Loading {model} ..."):
+        from liteframe.pipeline import VideoLLM
+
+        return VideoLLM.from_pretrained(model, encoder=encoder, device=device, dtype=dtype, cache=cache)
+
+
+def _listeners(on_progress: Any) -> Any:
+    from liteframe.many_videos import Listeners
+
+    return Listeners(
+        on_record=lambda record: Console().print(tables.video_result(record)),
+        on_fault=terminal.tell_fault,
+        on_progress=on_progress,
+    )
+
+
+def _told(result: dict[str, Any], out: Path | None) -> dict[str, Any]:
+    """The result of many videos, told as incomplete where one failed."""
+    result["out"] = str(out) if out is not None else None
+    if result["failed"]:
+        raise terminal.IncompleteError(result)
+    return result

@@ -1,0 +1,90 @@
+"""The language model's keys and values for the part of a prompt that every question about a video shares.
+
+A prompt is the template's beginning, the video's slots, then the question. Attention looks back only, so keys and
+values up to the last visual token do not depend on the question: computed once, they serve every later question.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from liteframe.language.prompt import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """Of one video: ids of the shared positions, and of each layer (keys, values), both (1, heads, p, width)."""
+
+    video: weakref.ref[Any]
+    ids: Int64[Tensor, " p"]
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
+class SharedPrefix:
+    """Keeps the keys and values of one video at a time: of the one that was asked about last, while it is in use.
+
+    What is kept is never written to, so that several threads may ask at once. It goes when the video's tokens go, or
+    when another video is asked about. It takes what the model's own cache took for those positions while it answered.
+    """
+
+    def __init__(self) -> None:
+        self._kept: _Kept | None = None
+
+    def cache_for(self, video: object, prompt: Prompt, model: PreTrainedModel) -> DynamicCache:
+        """A cache to generate with: filled up to the last visual token where that is known, else empty.
+
+        Args:
+            video: the tokens that the prompt shows, the same object for every question about them.
+        """
+        kept = self._kept
+        if kept is not None and kept.video() is video and _begins_with(prompt.ids, kept.ids):
+            return DynamicCache(kept.layers)
+        self._kept = None  # room for the new one
+        return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+    def keep(self, video: object, prompt: Prompt, cache: DynamicCache) -> None:
+        """Remember what `cache` holds of the shared part, once the answer to `prompt` has been generated with it."""
+        shared = shared_positions(prompt)
+        kept = self._kept
+        if shared == 0 or (kept is not None and kept.video() is video):
+            return
+        layers = []
+        for layer in cache.layers:
+            # Others (sliding windows, quantised) forget positions or cannot be cut; such a model reads it all again.
+            if type(layer) is not DynamicLayer or layer.keys is None or layer.keys.shape[-2] < shared:
+                return
+            layers.append((layer.keys[:, :, :shared], layer.values[:, :, :shared]))
+        self._kept = _Kept(weakref.ref(video, self._forget), prompt.ids[:shared], tuple(layers))
+
+    def _forget(self, video: weakref.ref[Any]) -> None:
+        kept = self._kept
+        if kept is not None and kept.video is video:
+            self._kept = None
+
+
+def shared_positions(prompt: Prompt) -> int:
+    """Positions up to and including the last visual token; 0 where there is none.
+
+    What follows could be cut into other tokens by another question, these cannot: a visual token never merges.
+    """
+    places = prompt.visual.nonzero()
+    return int(places[-1]) + 1 if len(places) else 0
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """What this version of transformers calls the cache among the arguments of ``generate``."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+
+
+def _begins_with(ids: Int64[Tensor, " p"], start: Int64[Tensor, " q"]) -> bool:
+    # Shorter by at least one, since the model must be given something to compute.
+    return len(start) < len(ids) and torch.equal(ids[: len(start)], start)
