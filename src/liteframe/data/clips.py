@@ -61,6 +61,8 @@ class ClipConfig(Config):
     repeat_after: int | None = pydantic.Field(None, ge=1)
     """So many epochs have clips of their own; then the same clips come again, in another order, and are found in the
     target cache. None: never, so the cache saves nothing within a run."""
+    isolate: bool = True
+    """Decode in processes of their own: a decoder that hangs or dies is one video skipped, not the end of the run."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> ClipConfig:
@@ -210,7 +212,9 @@ class ClipSampler:
         self._weights = [entry.weight for entry in entries]
         self._length = len(epoch_order(seed, 0, self._weights, config.clips_per_video)[0])
         # What does not change a clip's pixels must not change its key.
-        self._digest = config.model_copy(update={"clips_per_video": 1, "repeat_after": None, "group": 1}).digest()
+        self._digest = config.model_copy(update={"clips_per_video": 1, "repeat_after": None, "group": 1}).digest(
+            ("isolate",)
+        )
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._infos: dict[int, VideoInfo | VideoError] = {}
         self._lock = threading.Lock()
@@ -287,7 +291,7 @@ class ClipSampler:
             sampling = Sampling(fps=1 / stride, start=float(moments[0]), end=float(moments[-1] + stride / 2))
         times, pictures = [], []
         faults: list[str] = []
-        for time, picture in iter_frames(entry.video, sampling, on_warning=faults.append):
+        for time, picture in iter_frames(entry.video, sampling, on_warning=faults.append, isolate=config.isolate):
             times.append(time)
             pictures.append(resize(picture[None], config.size))
         # A frame that is shown at two moments comes once: that is no damage.
@@ -304,7 +308,7 @@ class ClipSampler:
         info = self._infos.get(number)
         if info is None:
             try:
-                info = probe(self._entries[number].video)
+                info = probe(self._entries[number].video, isolate=self.config.isolate)
             except VideoError as error:
                 info = error
             self._infos[number] = info

@@ -135,6 +135,14 @@ def missing_frames(num_promised: int, num_present: int) -> Fault:
     )
 
 
+def missing_seconds(promised: float, found: float) -> Fault:
+    """The header knows of a longer video than there is."""
+    text = (
+        f"the header promises {promised:.1f} s, {found:.1f} s are there: the file was cut short; what is there is read"
+    )
+    return Fault("truncated", text)
+
+
 def missing_bytes(path: str | PathLike[str], head: bytes) -> Fault | None:
     """A fault when the container's own sizes reach beyond the end of the file. Reads a few bytes a box."""
     size = Path(path).stat().st_size
@@ -232,7 +240,6 @@ def notes_on_stream(num_streams: int, index: int, num_hidden: int, num_stored: i
 
 def notes_on_picture(
     *,
-    rotation_degrees: int,
     is_mirrored: bool,
     stored: tuple[int, int],
     squared: tuple[int, int],
@@ -240,10 +247,7 @@ def notes_on_picture(
     has_alpha: bool,
     transfer: int,
 ) -> Iterator[Fault]:
-    """What is unusual about a file's pictures; sizes are (width, height) before the turn."""
-    if rotation_degrees:
-        turn = f"the picture is stored turned: frames are turned by {rotation_degrees} degrees clockwise"
-        yield Fault("rotated", turn)
+    """What is unusual about a file's pictures besides their rotation; sizes are (width, height) before the turn."""
     if is_mirrored:
         yield Fault("mirrored", "the picture is stored mirrored: frames are mirrored back, left to right")
     if stored != squared:

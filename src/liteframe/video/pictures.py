@@ -125,7 +125,6 @@ def _source(
         is_mirrored=geometry.is_mirrored,
         notes=tuple(
             told.notes_on_picture(
-                rotation_degrees=geometry.rotation_degrees,
                 is_mirrored=geometry.is_mirrored,
                 stored=stored,
                 squared=stored,
@@ -165,8 +164,9 @@ def _first_sound(
                 image.seek(index)
                 image.load()
                 mirrored, turn = _ORIENTATIONS.get(image.getexif().get(0x112, 1), (False, 0))
-                geometry = Geometry(*image.size, is_mirrored=mirrored, rotation_degrees=turn)
-                return geometry, image.mode, (image.format or "unknown").lower(), image.size
+                width, height = image.size
+                geometry = Geometry(width, height, is_mirrored=mirrored, rotation_degrees=turn)
+                return geometry, image.mode, (image.format or "unknown").lower(), (width, height)
         except _UNREADABLE as error:
             failure = failure or " ".join(str(error).split())
     if "truncated" in failure:

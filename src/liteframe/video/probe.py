@@ -177,7 +177,7 @@ def examine(
         try:
             first = _walk(container, stream, walk, stop_at_first=is_trusted, on_packet=on_packet)
             num_present = len(present) if is_trusted else len(walk.stamps)
-            faults = list(_missing(path, container, stream, entries, num_present, size))
+            faults = list(_missing(path, container, stream, entries, num_present, size, walk))
             if first is None:
                 raise told.undecodable(path, faults)
             if present:
@@ -229,7 +229,6 @@ def _assemble(
     notes = [
         *told.notes_on_stream(num_streams, stream.index, num_hidden, stream.frames),
         *told.notes_on_picture(
-            rotation_degrees=geometry.rotation_degrees,
             is_mirrored=geometry.is_mirrored,
             stored=(first.width, first.height),
             squared=(geometry.width, geometry.height),
@@ -335,9 +334,9 @@ def _is_timed(walk: _Walk) -> tuple[bool, bool]:
     """(whether the timestamps can be used, whether they run backwards): nearly all there, nearly all different."""
     known = [stamp for stamp in walk.stamps if stamp is not None]
     is_forward = all(a <= b for a, b in itertools.pairwise(stamp for stamp, _ in walk.keys))
-    is_known = len(known) > 0.9 * len(walk.stamps) and len(set(known)) > 0.5 * len(known)
-    is_sane = is_known and max(known) - min(known) < _MAX_TICKS
-    return is_sane and is_forward, is_sane
+    is_known = len(known) > 0.9 * len(walk.stamps)
+    is_sane = is_known and len(set(known)) > 0.5 * len(known) and max(known) - min(known) < _MAX_TICKS
+    return is_sane and is_forward, is_known and not is_forward
 
 
 def _nominal_rate(stream: Any, walk: _Walk) -> float:
@@ -350,7 +349,13 @@ def _nominal_rate(stream: Any, walk: _Walk) -> float:
 
 
 def _missing(
-    path: str | PathLike[str], container: Any, stream: Any, entries: list[Any], num_present: int, size: int
+    path: str | PathLike[str],
+    container: Any,
+    stream: Any,
+    entries: list[Any],
+    num_present: int,
+    size: int,
+    walk: _Walk,
 ) -> Iterator[Fault]:
     """A fault when the headers promise more than the file holds; frames that an edit list hides are no loss."""
     is_indexed = "mov" in container.format.name
@@ -359,6 +364,10 @@ def _missing(
         yield told.missing_frames(stream.frames, stream.frames - num_beyond)
     elif stream.frames > num_present and not is_indexed:
         yield told.missing_frames(stream.frames, num_present)
+    elif container.format.name == "flv" and container.duration and walk.latest is not None:
+        promised, found = container.duration / av.time_base, float(walk.latest * stream.time_base)
+        if found < 0.9 * promised - 1:
+            yield told.missing_seconds(promised, found)
     else:
         fault = told.missing_bytes(path, told.read_head(path))
         if fault is not None:
