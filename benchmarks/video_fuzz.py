@@ -221,9 +221,9 @@ def read(path: Path, mutation: str, limits: Limits) -> Outcome:
     num_frames, num_changed, last, fault = 0, 0, -1.0, ""
     try:
         size: tuple[int, ...] | None = None
-        for seconds, picture in iter_frames(path, Sampling(), texts.append, isolate=limits):
+        for seconds, picture in iter_frames(path, Sampling(), texts.append, nominal_fps=FPS, isolate=limits):
             if size is None:
-                info = probe(path, isolate=limits)
+                info = probe(path, nominal_fps=FPS, isolate=limits)
                 size = (info.height, info.width, 3)
             if not np.isfinite(seconds) or seconds <= last:
                 fault = f"WRONG: time {seconds} after {last}"

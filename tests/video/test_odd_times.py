@@ -85,6 +85,24 @@ def test_a_gap_shows_the_frame_before_it(tmp_path):
     assert shown(lost)[:2] == ([*steady(10), *steady(5, start=1.5)], [*range(10), *range(15, 20)])
 
 
+def test_one_time_that_is_years_ahead_does_not_pull_the_others_along(tmp_path):
+    path = write(tmp_path / "a.flv", steady(30), options={"bf": "0", "g": "5"})
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    # A tag's time is 7 bytes in front of its 5 bytes of video header and its picture; its highest byte comes last.
+    data[packets[8].pos + 7] ^= 0x10
+    path.write_bytes(data)
+    with av.open(str(path)) as container:
+        assert max(packet.pts for packet in container.demux(video=0) if packet.size) > 2**28
+    seconds, indices, texts = shown(path)
+    assert indices == list(range(30))
+    assert seconds == pytest.approx(steady(30), abs=0.06)
+    assert [*seconds[:8], *seconds[9:]] == [*steady(8), *(round(s, 3) for s in steady(21, start=0.9))]
+    assert [text.split(": ")[1] for text in texts] == ["1 frames had no timestamp of their own"]
+    assert probe(path).num_frames == 30
+
+
 def test_the_clock_of_a_broadcast_may_run_over(tmp_path):
     plain = write(tmp_path / "a.ts", steady(20), container="mpegts", options=NO_B)
     # The clock has 33 bits and starts at 0 again a second after this recording begins.

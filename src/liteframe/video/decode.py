@@ -6,6 +6,7 @@ the next wanted moment lies behind a key frame that is far enough ahead, it jump
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from os import PathLike
@@ -94,7 +95,9 @@ def iter_frames(
     num_given = 0
     try:
         cursor = _Cursor(source, reader)
-        wanted = cursor.between(*sampling.span(source.duration_seconds)) if times is None else cursor.shown_at(times)
+        # Where the end is left open, frames with estimated times may lie behind the last one that the headers tell of.
+        span = (sampling.start or 0.0, math.inf if sampling.end is None else sampling.end)
+        wanted = cursor.between(*span) if times is None else cursor.shown_at(times)
         for seconds, frame in wanted:
             num_given += 1
             yield seconds, reader.to_rgb(frame)

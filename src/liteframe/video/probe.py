@@ -8,11 +8,8 @@ walked through, undecoded.
 from __future__ import annotations
 
 import bisect
-import itertools
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from fractions import Fraction
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from liteframe.video import faults as told
 from liteframe.video import pictures
 from liteframe.video.isolate import Limits, probe_apart
 from liteframe.video.source import Source
+from liteframe.video.stamps import Walk, are_apart, is_timed
 from liteframe.video.upright import geometry_of, has_alpha
 
 # Consecutive failures to read a packet after which the rest of a file is given up.
@@ -33,30 +31,9 @@ _READ_ATTEMPTS = 32
 _FALLBACK_FPS = 25.0
 # Rates beyond these are a header's nonsense.
 _MIN_FPS, _MAX_FPS = 0.01, 500.0
-# Stamps further apart than this many ticks are nonsense as well, and no longer exact in floating point.
-_MAX_TICKS = 1 << 53
 _COVER = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 _DEFAULT = 0x1
 _STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")
-
-
-@dataclass
-class _Walk:
-    """What a walk through packets gathers, in ticks."""
-
-    stamps: list[int | None]
-    keys: list[tuple[int, int]]  # presentation stamp, what to seek to
-    latest: int | None = None
-    last_duration: int = 0
-    durations: list[int] | None = None
-
-    def note(self, stamp: int | None, duration: int | None) -> None:
-        """Count a packet; the one shown last tells how long it is shown."""
-        self.stamps.append(stamp)
-        if self.durations is not None and duration:
-            self.durations.append(duration)
-        if stamp is not None and (self.latest is None or stamp >= self.latest):
-            self.latest, self.last_duration = stamp, duration or 0
 
 
 def probe(
@@ -173,7 +150,7 @@ def examine(
         size = Path(path).stat().st_size
         is_trusted = 0 < len(entries) == stream.frames
         present = [entry for entry in entries if entry.pos + entry.size <= size] if is_trusted else []
-        walk = _Walk([], [], durations=[])
+        walk = Walk([], [], durations=[])
         try:
             first = _walk(container, stream, walk, stop_at_first=is_trusted, on_packet=on_packet)
             num_present = len(present) if is_trusted else len(walk.stamps)
@@ -191,7 +168,7 @@ def _assemble(
     path: str | PathLike[str],
     container: Any,
     stream: Any,
-    walk: _Walk,
+    walk: Walk,
     first: Any,
     present: list[Any],
     faults: list[Fault],
@@ -199,18 +176,21 @@ def _assemble(
 ) -> Source:
     """Turn ticks into seconds and facts into a VideoInfo."""
     rate = _nominal_rate(stream, walk)
+    wild = frozenset() if present else walk.forget_wild()
     known = sorted(stamp for stamp in walk.stamps if stamp is not None)
-    is_timed, is_backwards = _is_timed(walk)
+    is_known, is_backwards = is_timed(walk)
     tick = stream.time_base
     num_packets = len(walk.stamps)
-    if is_timed:
+    if is_known:
         interval = 1 / rate
         # A file may begin with pictures that need an earlier one and are never shown, hence not the smallest stamp.
         origin = min(stamp for stamp in (stamp_of(first), walk.keys[0][0] if walk.keys else None) if stamp is not None)
         shown = [stamp for stamp in known if stamp >= origin] or [origin]
         if len(shown) < len(known) and not present:
             faults = [*faults, told.undecodable_start(len(known) - len(shown))]
-        stamps = (np.array(shown, dtype=np.int64) - origin) * float(tick)
+        # A frame without a stamp of its own is somewhere behind the one before it.
+        unknown = [before for before in walk.before_unknown() if before >= origin]
+        stamps = np.sort((np.array(shown + unknown, dtype=np.int64) - origin) * float(tick))
         duration = float(stamps[-1]) + (float(walk.last_duration * tick) or interval)
         keys = [(stamp, seek) for stamp, seek in walk.keys if stamp >= origin]
     else:
@@ -218,7 +198,7 @@ def _assemble(
         stamps, duration = np.arange(num_packets) * interval, num_packets * interval
         faults = [*faults, told.no_timestamps(1 / interval, is_backwards)]
     may_hold_fields = _is_interlaced(container, stream) and not (
-        is_timed and _are_apart(walk.stamps, 0.75 / rate / tick)
+        is_timed and are_apart(walk.stamps, 0.75 / rate / tick)
     )
     is_whole = not any(fault.kind == "truncated" for fault in faults) and not may_hold_fields
     aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
@@ -259,7 +239,7 @@ def _assemble(
         stream_index=stream.index,
         seconds_per_tick=(tick.numerator, tick.denominator),
         origin=origin,
-        is_timed=is_timed,
+        is_timed=is_known,
         is_exact=not present,
         may_hold_fields=may_hold_fields,
         interval=interval,
@@ -267,10 +247,11 @@ def _assemble(
         stamps=stamps,
         key_seconds=np.array([(stamp - origin) * float(tick) for stamp, _ in keys], dtype=np.float64),
         key_ticks=tuple(seek for _, seek in keys),
+        wild=wild,
     )
 
 
-def _walk(container: Any, stream: Any, walk: _Walk, stop_at_first: bool, on_packet: Callable[[], None] | None) -> Any:
+def _walk(container: Any, stream: Any, walk: Walk, stop_at_first: bool, on_packet: Callable[[], None] | None) -> Any:
     """Gather packets into `walk` and return the first sound frame, or None. Decoding stops at that frame."""
     first = None
     seeks_shown_times = any(name in container.format.name for name in ("matroska", "mov"))
@@ -293,7 +274,7 @@ def _walk(container: Any, stream: Any, walk: _Walk, stop_at_first: bool, on_pack
 
 
 def _finish_from_index(
-    container: Any, stream: Any, walk: _Walk, present: list[Any], on_packet: Callable[[], None] | None
+    container: Any, stream: Any, walk: Walk, present: list[Any], on_packet: Callable[[], None] | None
 ) -> None:
     """Replace what the first packets told by the index, and read the last packets for the true end.
 
@@ -303,14 +284,14 @@ def _finish_from_index(
     shown = [entry for entry in present if not getattr(entry, "is_discard", False)]
     keys = [entry.timestamp for entry in present if entry.is_keyframe] or [present[0].timestamp]
     delay = walk.keys[0][0] - keys[0] if walk.keys else 0
-    tail = _Walk([], [])
+    tail = Walk([], [])
     try:
         container.seek(int(keys[-1] + delay), stream=stream)
         for packet in packets(container, stream, on_packet):
             if packet.size and packet.dts is not None and packet.dts <= present[-1].timestamp:
                 tail.note(packet.pts, packet.duration)
     except (av.error.FFmpegError, OSError):
-        tail = _Walk([], [])
+        tail = Walk([], [])
     times = [entry.timestamp for entry in shown]
     end = sorted(stamp for stamp in tail.stamps if stamp is not None)
     num_early = bisect.bisect_left(times, times[0] + delay)
@@ -330,16 +311,7 @@ def _index(container: Any, stream: Any) -> list[Any]:
     return list(entries) if entries and "mov" in container.format.name else []
 
 
-def _is_timed(walk: _Walk) -> tuple[bool, bool]:
-    """(whether the timestamps can be used, whether they run backwards): nearly all there, nearly all different."""
-    known = [stamp for stamp in walk.stamps if stamp is not None]
-    is_forward = all(a <= b for a, b in itertools.pairwise(stamp for stamp, _ in walk.keys))
-    is_known = len(known) > 0.9 * len(walk.stamps)
-    is_sane = is_known and len(set(known)) > 0.5 * len(known) and max(known) - min(known) < _MAX_TICKS
-    return is_sane and is_forward, is_known and not is_forward
-
-
-def _nominal_rate(stream: Any, walk: _Walk) -> float:
+def _nominal_rate(stream: Any, walk: Walk) -> float:
     """Frames a second as the headers say; as the packets say where those make no sense."""
     usual = statistics.median(walk.durations) * stream.time_base if walk.durations else 0
     for rate in (stream.average_rate, stream.guessed_rate, 1 / usual if usual else 0):
@@ -355,7 +327,7 @@ def _missing(
     entries: list[Any],
     num_present: int,
     size: int,
-    walk: _Walk,
+    walk: Walk,
 ) -> Iterator[Fault]:
     """A fault when the headers promise more than the file holds; frames that an edit list hides are no loss."""
     is_indexed = "mov" in container.format.name
@@ -379,12 +351,6 @@ def _is_interlaced(container: Any, stream: Any) -> bool:
     # FFmpeg's AVFieldOrder: 0 unknown, 1 progressive, 2 to 5 interlaced.
     order = getattr(stream.codec_context, "field_order", 0)
     return int(getattr(order, "value", order) or 0) >= 2 and "mov" not in container.format.name
-
-
-def _are_apart(stamps: list[int | None], ticks: float | Fraction) -> bool:
-    """Whether every packet has a stamp, so far from all others that each must be a whole frame."""
-    known = sorted(stamp for stamp in stamps if stamp is not None)
-    return len(known) == len(stamps) and all(b - a >= ticks for a, b in itertools.pairwise(known))
 
 
 def is_hidden(stream: Any, packet: Any) -> bool:

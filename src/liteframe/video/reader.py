@@ -154,7 +154,7 @@ class Reader:
         """The time of a frame; estimated where its stamp is missing or repeats the last one."""
         if not self.source.is_timed:
             return 0.0 if last is None else last + self.source.interval
-        if stamp is not None:
+        if stamp is not None and stamp not in self.source.wild:
             seconds = self.source.seconds(stamp)
             if last is None or seconds > last:
                 return seconds

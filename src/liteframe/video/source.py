@@ -25,6 +25,7 @@ class Source:
         stamps: float64 (t,), increasing: when each packet's frame is shown. Approximate when `is_exact` is false.
         key_seconds: float64 (k,), increasing: the key frames among them.
         key_ticks: what to hand to a seek to land on each.
+        wild: timestamps that are wrong (a flipped bit): their frames' times are estimated.
         pictures: for still pictures, each with its number within its file; `stamps` are their times. Else empty.
     """
 
@@ -41,6 +42,7 @@ class Source:
     stamps: Float[np.ndarray, " t"]
     key_seconds: Float[np.ndarray, " k"]
     key_ticks: tuple[int, ...]
+    wild: frozenset[int] = frozenset()
     pictures: tuple[tuple[Path, int], ...] = ()
 
     def seconds(self, stamp: int) -> float:
