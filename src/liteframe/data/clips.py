@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pydantic
@@ -42,6 +42,8 @@ _FALLBACK_FPS = 25.0
 
 class ClipConfig(Config):
     """What a clip is."""
+
+    free_settings: ClassVar[frozenset[str]] = frozenset({"isolate"})
 
     frames: int = pydantic.Field(16, ge=1)
     """Frames of a clip; a multiple of `group`."""

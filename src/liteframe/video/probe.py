@@ -198,7 +198,7 @@ def _assemble(
         stamps, duration = np.arange(num_packets) * interval, num_packets * interval
         faults = [*faults, told.no_timestamps(1 / interval, is_backwards)]
     may_hold_fields = _is_interlaced(container, stream) and not (
-        is_timed and are_apart(walk.stamps, 0.75 / rate / tick)
+        is_known and are_apart(walk.stamps, 0.75 / rate / tick)
     )
     is_whole = not any(fault.kind == "truncated" for fault in faults) and not may_hold_fields
     aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
