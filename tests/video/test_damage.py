@@ -35,6 +35,18 @@ def test_a_break_shows_in_every_container_and_what_is_there_is_read(tmp_path, na
     assert any("cut short" in text for text in texts)
 
 
+def test_half_a_picture_at_a_break_is_no_picture(tmp_path):
+    """A JPEG decoder fills the rest with grey and finds nothing wrong."""
+    path = write(tmp_path / "a.avi", steady(20), codec="mjpeg", pixel_format="yuvj420p", ticks=10)
+    data = path.read_bytes()
+    starts = [at for at in range(len(data)) if data[at : at + 3] == b"\xff\xd8\xff"]
+    end = data.index(b"\xff\xd9", starts[10])
+    path.write_bytes(data[: end - 40])
+    seconds, indices, texts = shown(path)
+    assert (seconds, indices) == (steady(10), list(range(10)))
+    assert [text.split(": ")[1] for text in texts][-1] == "1 damaged packets or pictures were skipped"
+
+
 def test_lost_frames_are_counted_whoever_swallowed_them(tmp_path):
     path = write(tmp_path / "a.avi", steady(20), codec="mjpeg", pixel_format="yuvj420p", ticks=10)
     data = bytearray(path.read_bytes())

@@ -113,7 +113,13 @@ class Reader:
 
     def _frames_once(self) -> Iterator[tuple[float, Any]]:
         last, num_in, num_out = None, 0, 0
+        broken: set[int] = set()
+        # A broadcast's packet is called corrupt where two recordings meet, though it is whole.
+        is_told = self._container.format.name != "mpegts"
         for packet in self._packets:
+            stamp = stamp_of(packet)
+            if is_told and packet.is_corrupt and packet.size and stamp is not None:
+                broken.add(stamp)
             try:
                 decoded = packet.decode()
             except (av.error.FFmpegError, ValueError):
@@ -125,7 +131,8 @@ class Reader:
                 if self._landing is not None and stamp is not None and stamp < self._landing:
                     continue
                 num_out += 1
-                if frame.is_corrupt:
+                # Of a packet that broke off comes half a picture, which not every decoder calls corrupt.
+                if frame.is_corrupt or stamp in broken:
                     self._lose(1)
                     continue
                 last = self._time(stamp, last)
