@@ -76,16 +76,21 @@ def probe(
     videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files.", show_default=False)],
     as_json: AsJson = False,
 ) -> dict[str, Any]:
-    """Tell what a video file is and what is wrong with it. Exit status 1 if one cannot be used."""
+    """Tell what a video file is, what is wrong with it, and what is done about it. Exit status 1 if one cannot be used.
+
+    A folder of numbered pictures is a video, too.
+    """
     from dataclasses import asdict
 
     from liteframe.video.probe import probe as probe_video
 
+    # Among many files may be one that hangs or kills its decoder: the others are told all the same.
+    how = {"isolate": True} if len(videos) > 1 else {}
     rows: list[dict[str, Any]] = []
     with terminal.progress("Probing") as on_progress:
         for video in videos:
             try:
-                info = probe_video(video)
+                info = probe_video(video, **how)
                 rows.append(asdict(info))
                 Console().print(tables.video_facts(info))
             except VideoError as error:

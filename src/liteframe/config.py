@@ -70,9 +70,9 @@ class Config(pydantic.BaseModel):
 
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
-    def digest(self) -> str:
-        """A short hash of every value: equal settings, equal digest, on any machine."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+    def digest(self, exclude: Iterable[str] = ()) -> str:
+        """A short hash of every value but those in `exclude`: equal settings, equal digest, on any machine."""
+        text = json.dumps(self.model_dump(mode="json", exclude=set(exclude)), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -19,7 +19,9 @@ class VideoError(LiteFrameError):
     Attributes:
         path: the file as the caller named it.
         reason: the kind of fault in a few fixed words: ``"not found"``, ``"folder"``, ``"empty"``, ``"unreadable"``,
-            ``"truncated"``, ``"not a video"``, ``"no video stream"``, ``"no frames"``, ``"range"``.
+            ``"truncated"``, ``"not a video"``, ``"no video stream"``, ``"no decoder"``, ``"encrypted"``,
+            ``"too large"``, ``"no frames"``, ``"range"``; and of decoding that had to be stopped: ``"memory"``,
+            ``"hang"``, ``"crash"``.
     """
 
     def __init__(self, path: str | PathLike[str], reason: str, message: str) -> None:

@@ -48,8 +48,10 @@ def video_facts(info: VideoInfo) -> Table:
         "rate": known(info.average_fps, "{:.3f} frames a second on average"),
     }
     if info.rotation_degrees:
-        values["rotation"] = f"{info.rotation_degrees} degrees clockwise, applied when read"
+        values["rotation"] = f"stored turned; frames are turned by {info.rotation_degrees} degrees clockwise when read"
     made = terminal.facts(values)
+    for note in info.notes:
+        made.add_row("note", Text(f"{note.kind}: {note.text}"))
     for fault in info.faults:
         made.add_row("fault", Text(f"{fault.kind}: {fault.text}", style="yellow"))
     if not info.faults:

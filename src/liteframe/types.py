@@ -34,7 +34,9 @@ class VideoInfo:
         num_frames: exact, or None if only decoding could tell.
         rotation_degrees: clockwise turn that brings the stored picture upright: 0, 90, 180 or 270.
         codec, pixel_format, container: FFmpeg's names.
-        faults: what is wrong with the file, as far as its headers show.
+        faults: what is wrong with the file, as far as its headers show; reading it warns of each.
+        is_mirrored: whether the stored picture is mirrored left to right before it is turned.
+        notes: what is unusual about the file, though nothing is lost or guessed.
     """
 
     path: str
@@ -48,6 +50,8 @@ class VideoInfo:
     pixel_format: str
     container: str
     faults: tuple[Fault, ...] = ()
+    is_mirrored: bool = False
+    notes: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)

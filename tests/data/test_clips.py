@@ -17,6 +17,7 @@ from liteframe.data.manifest import VideoEntry, load_manifest
 from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
 from liteframe.errors import ConfigError, DataError, VideoError
 from liteframe.tensor_store import TensorStore
+from liteframe.video import isolate
 
 SIZE = (48, 64)
 LENIENT = BadVideoPolicy(max_bad_share=1.0)
@@ -250,6 +251,44 @@ def test_another_video_stands_in_and_the_bad_one_is_listed_once(damaged: list[Vi
     # What was read before decides nothing.
     again = ClipSampler(damaged, ClipConfig(frames=4, size=SIZE), 0, SkippedVideos(8, LENIENT))
     assert all(same(again.clip(index), clips[index]) for index in reversed(range(24)))
+
+
+# What a decoding process runs before it serves: a decoder that hangs in native code, holding Python's lock.
+_HANGING = """
+import ctypes, json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from liteframe.video import probe, worker
+plain = probe.packets
+def packets(container, stream, on_packet=None):
+    if container.name.endswith("c.mp4"):
+        ctypes.PyDLL(None).sleep(1000)
+    return plain(container, stream, on_packet)
+probe.packets = packets
+worker.main()
+"""
+
+
+def test_a_video_whose_decoder_hangs_is_skipped_and_the_run_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isolate.stop_workers()
+    monkeypatch.setattr(isolate, "_START", _HANGING)
+    monkeypatch.setattr(isolate.Limits, "of", lambda _: isolate.Limits(silence_seconds=4))
+    skipped = SkippedVideos(6, LENIENT)
+    sampler = ClipSampler(load_manifest(folder), ClipConfig(frames=4, size=SIZE), 0, skipped)
+    clips = [sampler.clip(index) for index in range(6)]
+    isolate.stop_workers()
+    assert [error.reason for error in skipped._skipped.values()] == ["hang"]
+    assert [Path(clip.stands_in_for).name for clip in clips if clip.stands_in_for] == ["c.mp4"]
+    assert {Path(clip.video).stem for clip in clips} == set("abdef")
+
+
+def test_where_it_is_decoded_changes_no_clip(folder: Path) -> None:
+    entries = load_manifest(folder)
+    apart, here = (ClipSampler(entries, ClipConfig(frames=4, size=SIZE, isolate=apart)) for apart in (True, False))
+    for index in range(4):
+        assert same(apart.clip(index), here.clip(index))
+        assert apart.clip(index).key == here.clip(index).key
 
 
 def test_a_resumed_list_has_no_line_twice_and_none_broken(damaged: list[VideoEntry], tmp_path: Path) -> None:

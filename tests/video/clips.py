@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+
+from liteframe.errors import VideoWarning
+from liteframe.video.decode import read_video
+from liteframe.video.probe import probe
 
 WIDTH, HEIGHT = 64, 48
 STEP = 5
@@ -106,3 +111,17 @@ def red_corner(picture: np.ndarray) -> str:
         if redness[y * h // 2 : (y + 1) * h // 2, x * w // 2 : (x + 1) * w // 2].mean() > 100:
             return name
     return "none"
+
+
+def shown(path: Path, **wish: object) -> tuple[list[float], list[int], list[str]]:
+    """Times, indices drawn into the pictures, and warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", VideoWarning)
+        frames = read_video(path, **wish)
+    texts = [str(warning.message) for warning in caught if issubclass(warning.category, VideoWarning)]
+    return [round(float(s), 3) for s in frames.seconds], [index_of(picture) for picture in frames.pixels], texts
+
+
+def kinds(path: Path) -> tuple[list[str], list[str]]:
+    info = probe(path)
+    return [fault.kind for fault in info.faults], [note.kind for note in info.notes]

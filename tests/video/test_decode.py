@@ -10,7 +10,7 @@ import pytest
 from clips import HEIGHT, WIDTH, X265_QUIET, cut, index_of, red_corner, scramble, steady, with_matrix, write
 
 from liteframe.errors import InputError, VideoError, VideoWarning
-from liteframe.video import decode
+from liteframe.video import reader
 from liteframe.video.decode import expected_frames, iter_frames, read_video
 from liteframe.video.probe import probe
 from liteframe.video.sample import Sampling
@@ -142,13 +142,13 @@ def test_a_file_that_breaks_off_gives_what_it_holds(tmp_path):
 
 @pytest.mark.parametrize("num_threads", [1, 2, 4])
 def test_damaged_packets_are_skipped_counted_and_threads_change_nothing(tmp_path, monkeypatch, num_threads):
-    monkeypatch.setattr(decode, "_num_cores", lambda: num_threads)
+    monkeypatch.setattr(reader, "_num_cores", lambda: num_threads)
     path = scramble(write(tmp_path / "a.mp4", steady(40), options={"g": "5"}), tmp_path / "b.mp4")
     with pytest.warns(VideoWarning, match="damaged"):
         seconds, indices = _shown(path)
     assert 5 <= len(indices) < 40
     assert indices == [round(second * 10) for second in seconds]
-    monkeypatch.setattr(decode, "_num_cores", lambda: 1)
+    monkeypatch.setattr(reader, "_num_cores", lambda: 1)
     with pytest.warns(VideoWarning, match="damaged"):
         assert _shown(path)[1] == indices
 
@@ -162,14 +162,14 @@ def test_jumping_gives_the_same_frames_as_reading_through(tmp_path, monkeypatch,
         settings = {"codec": "mpeg4", "options": {"g": "12", "bf": "2", "qmin": "1", "qmax": "2"}, "ticks": 10}
     path = write(tmp_path / name, steady(200), container="mpegts" if name.endswith("ts") else None, **settings)
     jumps = []
-    seek = decode._Reader.seek
-    monkeypatch.setattr(decode._Reader, "seek", lambda self, *where: jumps.append(where) or seek(self, *where))
+    seek = reader.Reader.seek
+    monkeypatch.setattr(reader.Reader, "seek", lambda self, *where: jumps.append(where) or seek(self, *where))
     for wish in ({"num_frames": 5}, {"fps": 0.3, "start": 3.3}, {"num_frames": 3, "start": 15.05, "end": 16.0}):
         jumps.clear()
-        monkeypatch.setattr(decode, "SEEK_COST_FRAMES", 8)
+        monkeypatch.setattr(reader, "SEEK_COST_FRAMES", 8)
         by_jumps = read_video(path, **wish)
         assert jumps
-        monkeypatch.setattr(decode, "SEEK_COST_FRAMES", 10**9)
+        monkeypatch.setattr(reader, "SEEK_COST_FRAMES", 10**9)
         jumps.clear()
         through = read_video(path, **wish)
         assert not jumps
@@ -182,10 +182,10 @@ def test_jumping_gives_the_same_frames_as_reading_through(tmp_path, monkeypatch,
 def test_a_jump_that_lands_too_late_is_repeated_further_back(tmp_path, monkeypatch):
     path = write(tmp_path / "a.mp4", steady(100), options={"g": "10"})
     expected = _shown(path, num_frames=3)
-    seek = decode._Reader.seek
-    monkeypatch.setattr(decode._Reader, "seek", lambda self, key, latest: seek(self, min(key + 2, 9), latest))
+    seek = reader.Reader.seek
+    monkeypatch.setattr(reader.Reader, "seek", lambda self, key, latest: seek(self, min(key + 2, 9), latest))
     assert _shown(path, num_frames=3) == expected
-    monkeypatch.setattr(decode._Reader, "seek", lambda self, key, latest: False)
+    monkeypatch.setattr(reader.Reader, "seek", lambda self, key, latest: False)
     assert _shown(path, num_frames=3) == expected
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pydantic
@@ -43,6 +43,8 @@ _FALLBACK_FPS = 25.0
 class ClipConfig(Config):
     """What a clip is."""
 
+    free_settings: ClassVar[frozenset[str]] = frozenset({"isolate"})
+
     frames: int = pydantic.Field(16, ge=1)
     """Frames of a clip; a multiple of `group`."""
     group: int = pydantic.Field(4, ge=1)
@@ -61,6 +63,8 @@ class ClipConfig(Config):
     repeat_after: int | None = pydantic.Field(None, ge=1)
     """So many epochs have clips of their own; then the same clips come again, in another order, and are found in the
     target cache. None: never, so the cache saves nothing within a run."""
+    isolate: bool = True
+    """Decode in processes of their own: a decoder that hangs or dies is one video skipped, not the end of the run."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> ClipConfig:
@@ -210,7 +214,9 @@ class ClipSampler:
         self._weights = [entry.weight for entry in entries]
         self._length = len(epoch_order(seed, 0, self._weights, config.clips_per_video)[0])
         # What does not change a clip's pixels must not change its key.
-        self._digest = config.model_copy(update={"clips_per_video": 1, "repeat_after": None, "group": 1}).digest()
+        self._digest = config.model_copy(update={"clips_per_video": 1, "repeat_after": None, "group": 1}).digest(
+            ("isolate",)
+        )
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._infos: dict[int, VideoInfo | VideoError] = {}
         self._lock = threading.Lock()
@@ -287,7 +293,7 @@ class ClipSampler:
             sampling = Sampling(fps=1 / stride, start=float(moments[0]), end=float(moments[-1] + stride / 2))
         times, pictures = [], []
         faults: list[str] = []
-        for time, picture in iter_frames(entry.video, sampling, on_warning=faults.append):
+        for time, picture in iter_frames(entry.video, sampling, on_warning=faults.append, isolate=config.isolate):
             times.append(time)
             pictures.append(resize(picture[None], config.size))
         # A frame that is shown at two moments comes once: that is no damage.
@@ -304,7 +310,7 @@ class ClipSampler:
         info = self._infos.get(number)
         if info is None:
             try:
-                info = probe(self._entries[number].video)
+                info = probe(self._entries[number].video, isolate=self.config.isolate)
             except VideoError as error:
                 info = error
             self._infos[number] = info

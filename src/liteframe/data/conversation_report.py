@@ -167,7 +167,7 @@ def _unreadable(videos: list[Path], on_progress: Callable[[int, int], None] | No
     errors: dict[Path, VideoError] = {}
     for done, video in enumerate(videos, 1):
         try:
-            probe_video(video)
+            probe_video(video, isolate=True)
         except VideoError as error:
             errors[video] = error
         if on_progress:

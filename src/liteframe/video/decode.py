@@ -6,25 +6,27 @@ the next wanted moment lies behind a key frame that is far enough ahead, it jump
 
 from __future__ import annotations
 
-import os
+import math
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import Any
 
-import av
-import av.error
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from liteframe.errors import VideoError, VideoWarning
 from liteframe.types import Frames, VideoInfo
-from liteframe.video.probe import Source, examine, is_hidden, open_video, packets, stamp_of
+from liteframe.video.faults import out_of_memory
+from liteframe.video.isolate import Limits, frames_apart
+from liteframe.video.pictures import PictureReader
+from liteframe.video.probe import examine
+from liteframe.video.reader import Reader
 from liteframe.video.sample import Sampling, uniform_middles
+from liteframe.video.source import Source
 
-# A jump throws away the frames that the decoder's threads have begun; it must save more than that.
-SEEK_COST_FRAMES = 8
-_MAX_THREADS = 4
+# Far more moments than this are wanted only where a damaged timestamp makes a video years long.
+_MANY_MOMENTS = 1_000_000
 
 
 def read_video(
@@ -35,14 +37,20 @@ def read_video(
     max_frames: int | None = None,
     start: float | int | None = None,
     end: float | int | None = None,
+    nominal_fps: float | int | None = None,
+    isolate: bool | Limits = False,
 ) -> Frames:
     """Decode the frames shown at the wanted moments; neither `num_frames` nor `fps` means every frame.
 
     Args:
+        path: a video file, a still picture or a folder of numbered pictures.
         num_frames: so many frames, at the middles of equal segments of the span; all of them when no more exist.
         fps: so many moments a second.
         max_frames: never more than this.
         start, end: the span [start, end), seconds from the file's first frame.
+        nominal_fps: frames a second of what carries no times (raw streams, pictures); None: what its kind usually has.
+        isolate: decode in a process of its own, so that a decoder that hangs or dies is a VideoError and no more; True,
+            or the limits of time and memory. False decodes here, which begins a third of a second sooner.
 
     Returns:
         uint8 (t, h, w, 3) upright RGB with square pixels, and float64 (t,) their true times in seconds. Every frame
@@ -54,43 +62,66 @@ def read_video(
     """
     sampling = Sampling(num_frames=num_frames, fps=fps, max_frames=max_frames, start=start, end=end)
     seconds, pictures = [], []
-    for second, picture in iter_frames(path, sampling):
+    for second, picture in iter_frames(path, sampling, nominal_fps=nominal_fps, isolate=isolate):
         seconds.append(second)
         pictures.append(picture)
     return Frames(np.stack(pictures), np.array(seconds, dtype=np.float64))
 
 
 def iter_frames(
-    path: str | PathLike[str], sampling: Sampling, on_warning: Callable[[str], None] | None = None
+    path: str | PathLike[str],
+    sampling: Sampling,
+    on_warning: Callable[[str], None] | None = None,
+    *,
+    nominal_fps: float | int | None = None,
+    isolate: bool | Limits = False,
+    on_packet: Callable[[], None] | None = None,
 ) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
     """Yield ``(seconds, picture)`` for each frame that `sampling` wants, in bounded memory; see `read_video`.
 
     `on_warning` gets the text of what would be a VideoWarning: several threads cannot each catch their own warnings.
+    `on_packet` is called for each packet that is read here: a sign of life.
     """
     warn = on_warning or (lambda text: _warn(path, text))
-    source = examine(path)
+    limits = Limits.of(isolate)
+    if limits is not None:
+        yield from frames_apart(path, sampling, nominal_fps, warn, limits)
+        return
+    source = examine(path, nominal_fps=nominal_fps, on_packet=on_packet)
     for fault in source.info.faults:
         warn(fault.text)
     times = _plan(source, sampling)
-    reader = _Reader(source)
+    reader = PictureReader(source) if source.pictures else Reader(source, on_packet)
     num_given = 0
     try:
         cursor = _Cursor(source, reader)
-        wanted = cursor.between(*sampling.span(source.duration_seconds)) if times is None else cursor.shown_at(times)
+        # Where the end is left open, frames with estimated times may lie behind the last one that the headers tell of.
+        span = (sampling.start or 0.0, math.inf if sampling.end is None else sampling.end)
+        wanted = cursor.between(*span) if times is None else cursor.shown_at(times)
         for seconds, frame in wanted:
             num_given += 1
-            yield seconds, source.geometry.to_rgb(frame)
+            yield seconds, reader.to_rgb(frame)
+    except MemoryError:
+        raise out_of_memory(path) from None
     finally:
         reader.close()
     if num_given == 0:
         raise VideoError(path, "no frames", "no frame of that span can be decoded; take another span or get a new copy")
-    if reader.num_damaged:
-        warn(f"{reader.num_damaged} damaged packets or pictures were skipped")
-    if reader.num_estimated:
-        warn(f"{reader.num_estimated} frames had no timestamp of their own: their times are estimated")
     num_wanted = _num_asked(sampling) if times is None else len(times)
+    for text in _losses(reader, num_wanted, num_given):
+        warn(text)
+
+
+def _losses(reader: Reader | PictureReader, num_wanted: int | None, num_given: int) -> Iterator[str]:
+    """What was lost or guessed while reading, counted."""
+    if reader.num_damaged:
+        yield f"{reader.num_damaged} damaged packets or pictures were skipped"
+    if reader.num_estimated:
+        yield f"{reader.num_estimated} frames had no timestamp of their own: their times are estimated"
+    if reader.num_resized:
+        yield f"{reader.num_resized} frames have another size than the first: they were stretched to it"
     if num_wanted is not None and num_given < num_wanted:
-        warn(f"{num_wanted} frames were wanted, {num_given} different ones exist at those times")
+        yield f"{num_wanted} frames were wanted, {num_given} different ones exist at those times"
 
 
 def expected_frames(info: VideoInfo, sampling: Sampling) -> int:
@@ -115,7 +146,7 @@ def expected_frames(info: VideoInfo, sampling: Sampling) -> int:
     _check_range(info.path, sampling, info.duration_seconds)
     if sampling.is_every_frame:
         return min(info.num_frames, sampling.max_frames or info.num_frames)
-    return min(len(sampling.times(info.duration_seconds)), info.num_frames)
+    return min(sampling.num_moments(info.duration_seconds), info.num_frames)
 
 
 def _plan(source: Source, sampling: Sampling) -> Float[np.ndarray, " t"] | None:
@@ -125,7 +156,13 @@ def _plan(source: Source, sampling: Sampling) -> Float[np.ndarray, " t"] | None:
     num_asked = _num_asked(sampling)
     if num_asked is not None and source.count_between(start, end) > num_asked:
         return uniform_middles(start, end, num_asked)
-    return sampling.times(source.duration_seconds) if sampling.fps is not None else None
+    if sampling.fps is None:
+        return None
+    if sampling.num_moments(source.duration_seconds) > max(_MANY_MOMENTS, 2 * len(source.stamps)):
+        # Each frame at the first moment that it is shown at: the same frames, from as many moments as there are frames.
+        steps = np.ceil((source.stamps[(source.stamps >= start) & (source.stamps < end)] - start) * sampling.fps)
+        return start + np.unique(np.concatenate([[0.0], steps])) / sampling.fps
+    return sampling.times(source.duration_seconds)
 
 
 def _num_asked(sampling: Sampling) -> int | None:
@@ -146,128 +183,10 @@ def _warn(path: str | PathLike[str], text: str) -> None:
     warnings.warn(f"{path}: {text}", VideoWarning, stacklevel=4)
 
 
-class _DamagedError(Exception):
-    """Frames were lost while several threads decoded; one thread loses fewer, and always the same."""
-
-
-class _Reader:
-    """Decodes forward from where it was last set, dropping what cannot be shown; counts what it drops."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.num_damaged = 0
-        self.num_estimated = 0
-        self._num_threads = min(_num_cores(), _MAX_THREADS)
-        self._open()
-
-    def _open(self) -> None:
-        self._container, self._stream = open_video(self.source.info.path)
-        self._stream.thread_type = "AUTO" if self._num_threads > 1 else "SLICE"
-        self._stream.codec_context.thread_count = self._num_threads
-        self._packets: Iterator[Any] = packets(self._container, self._stream)
-        self._landing: int | None = None
-
-    def close(self) -> None:
-        """Close the file."""
-        self._container.close()
-
-    def rewind(self) -> None:
-        """Go back to the start of the file."""
-        self.close()
-        self._open()
-
-    def seek(self, key: int, latest: float) -> bool:
-        """Go to key frame number `key`; False when what is found there is shown after `latest` seconds."""
-        try:
-            self._container.seek(int(self.source.key_ticks[key]), stream=self._stream)
-        except (av.error.FFmpegError, OSError):
-            return False
-        self._packets = packets(self._container, self._stream)
-        for packet in self._packets:
-            stamp = stamp_of(packet)
-            if packet.is_keyframe and packet.size and stamp is not None:
-                # Pictures shown before this one may refer to what was jumped over: they are stale.
-                self._landing = stamp
-                self._packets = _chain(packet, self._packets)
-                return self.source.seconds(stamp) <= latest
-        return False
-
-    def frames(self) -> Generator[tuple[float, Any], None, None]:
-        """``(seconds, av.VideoFrame)``, strictly increasing in time, from here to the end of the file."""
-        shown = -1.0
-        while True:
-            try:
-                for seconds, frame in self._frames_once():
-                    if seconds > shown:
-                        yield seconds, frame
-                        shown = seconds
-                return
-            except _DamagedError:
-                self._repair(shown)
-
-    def _repair(self, shown: float) -> None:
-        """Reopen with one thread, shortly before the last frame that was shown."""
-        self._num_threads = 1
-        if self._landing is not None:
-            shown = max(shown, self.source.seconds(self._landing))
-        key = int(np.searchsorted(self.source.key_seconds, shown, side="right")) - 1
-        self.rewind()
-        if key > 0 and not self.seek(key, shown):
-            self.rewind()
-
-    def _frames_once(self) -> Iterator[tuple[float, Any]]:
-        last, num_in, num_out = None, 0, 0
-        for packet in self._packets:
-            try:
-                decoded = packet.decode()
-            except (av.error.FFmpegError, ValueError):
-                self._lose_one()
-                continue
-            stamp = stamp_of(packet)
-            is_leading = self._landing is not None and stamp is not None and stamp < self._landing
-            is_shown = packet.size and not is_hidden(self._stream, packet) and not getattr(packet, "is_discard", False)
-            num_in += bool(is_shown) and not is_leading
-            for frame in decoded:
-                stamp = stamp_of(frame)
-                if self._landing is not None and stamp is not None and stamp < self._landing:
-                    continue
-                num_out += 1
-                if frame.is_corrupt:
-                    self._lose_one()
-                    continue
-                last = self._time(stamp, last)
-                yield last, frame
-        # A threaded decoder swallows errors, and with them whole frames, while it is being emptied.
-        if self._num_threads > 1 and num_out < num_in:
-            raise _DamagedError
-
-    def _lose_one(self) -> None:
-        if self._num_threads > 1:
-            raise _DamagedError
-        self.num_damaged += 1
-
-    def _time(self, stamp: int | None, last: float | None) -> float:
-        """The time of a frame; estimated where its stamp is missing or repeats the last one."""
-        if not self.source.is_timed:
-            return 0.0 if last is None else last + self.source.interval
-        if stamp is not None:
-            seconds = self.source.seconds(stamp)
-            if last is None or seconds > last:
-                return seconds
-        self.num_estimated += 1
-        if last is None:
-            return 0.0
-        # Stay below the next frame's own time, or one repeated stamp would push all that follow.
-        stamps = self.source.stamps
-        following = int(np.searchsorted(stamps, last + self.source.rounding_seconds, side="right"))
-        room = (stamps[following] - last) / 2 if following < len(stamps) else self.source.interval
-        return last + min(self.source.interval, float(room))
-
-
 class _Cursor:
     """Walks a reader to the wanted moments, holding the frame shown there and the one after it."""
 
-    def __init__(self, source: Source, reader: _Reader) -> None:
+    def __init__(self, source: Source, reader: Reader | PictureReader) -> None:
         self._source, self._reader = source, reader
         self._frames = reader.frames()
         self._held: tuple[float, Any] | None = None
@@ -311,7 +230,10 @@ class _Cursor:
             return
         key = int(np.searchsorted(self._source.key_seconds, latest, side="right")) - 1
         here = self._ahead[0] if self._ahead is not None else 0.0
-        if key > 0 and self._source.count_between(here, float(self._source.key_seconds[key])) > SEEK_COST_FRAMES:
+        if (
+            key > 0
+            and self._source.count_between(here, float(self._source.key_seconds[key])) > self._reader.seek_cost_frames
+        ):
             self._jump(key, here, latest)
         while not self._is_at_end and (self._ahead is None or self._ahead[0] <= latest):
             self._advance()
@@ -335,13 +257,3 @@ class _Cursor:
         self._reader.rewind()
         self._frames = self._reader.frames()
         self._ahead = None
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
-
-
-def _num_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

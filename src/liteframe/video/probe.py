@@ -8,10 +8,8 @@ walked through, undecoded.
 from __future__ import annotations
 
 import bisect
-import itertools
 import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -19,117 +17,107 @@ from typing import Any
 import av
 import av.error
 import numpy as np
-from jaxtyping import Float
 
-from liteframe.errors import VideoError
 from liteframe.types import Fault, VideoInfo
-from liteframe.video.upright import Geometry, geometry_of
+from liteframe.video import faults as told
+from liteframe.video import pictures
+from liteframe.video.isolate import Limits, probe_apart
+from liteframe.video.source import Source
+from liteframe.video.stamps import Walk, are_apart, is_timed
+from liteframe.video.upright import geometry_of, has_alpha
 
-# First bytes of containers that a broken-off download may leave without the rest of their header.
-_EBML, _RIFF = b"\x1a\x45\xdf\xa3", b"RIFF"
 # Consecutive failures to read a packet after which the rest of a file is given up.
 _READ_ATTEMPTS = 32
 _FALLBACK_FPS = 25.0
+# Rates beyond these are a header's nonsense.
+_MIN_FPS, _MAX_FPS = 0.01, 500.0
+_COVER = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
+_DEFAULT = 0x1
+_STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")
 
 
-@dataclass(frozen=True)
-class Source:
-    """All that decoding needs to know of a file beforehand. Seconds count from the first displayed frame.
-
-    Attributes:
-        origin: timestamp of the first displayed frame, in `seconds_per_tick`; 0 when `is_timed` is false.
-        is_timed: whether the timestamps can be used; if not, frame i is shown at i * interval.
-        interval: nominal seconds between frames.
-        stamps: float64 (t,), increasing: when each packet's frame is shown. Approximate when `is_exact` is false.
-        key_seconds: float64 (k,), increasing: the key frames among them.
-        key_ticks: what to hand to a seek to land on each.
-    """
-
-    info: VideoInfo
-    geometry: Geometry
-    seconds_per_tick: tuple[int, int]
-    origin: int
-    is_timed: bool
-    is_exact: bool
-    interval: float
-    duration_seconds: float
-    stamps: Float[np.ndarray, " t"]
-    key_seconds: Float[np.ndarray, " k"]
-    key_ticks: tuple[int, ...]
-
-    def seconds(self, stamp: int) -> float:
-        """The timestamp of a packet or frame in seconds from the first displayed frame."""
-        numerator, denominator = self.seconds_per_tick
-        return (stamp - self.origin) * numerator / denominator
-
-    @property
-    def rounding_seconds(self) -> float:
-        """How far a stored time may lie beside the true one: half a tick, at most half a millisecond."""
-        numerator, denominator = self.seconds_per_tick
-        return min(0.5 * numerator / denominator, 0.0005) + 1e-6
-
-    def count_between(self, start: float, end: float) -> int:
-        """Number of frames shown from `start` on and before `end`."""
-        low, high = np.searchsorted(self.stamps, [start - self.rounding_seconds, end - self.rounding_seconds])
-        return int(max(high - low, 0))
-
-
-@dataclass
-class _Walk:
-    """What a walk through packets gathers, in ticks."""
-
-    stamps: list[int | None]
-    keys: list[tuple[int, int]]  # presentation stamp, what to seek to
-    latest: int | None = None
-    last_duration: int = 0
-
-    def note(self, stamp: int | None, duration: int | None) -> None:
-        """Count a packet; the one shown last tells how long it is shown."""
-        self.stamps.append(stamp)
-        if stamp is not None and (self.latest is None or stamp >= self.latest):
-            self.latest, self.last_duration = stamp, duration or 0
-
-
-def probe(path: str | PathLike[str]) -> VideoInfo:
+def probe(
+    path: str | PathLike[str], *, nominal_fps: float | int | None = None, isolate: bool | Limits = False
+) -> VideoInfo:
     """Say what a video file is and, as far as its headers and packets show, what is wrong with it.
+
+    Args:
+        path: a video file, a still picture or a folder of numbered pictures.
+        nominal_fps: frames a second of what carries no times; None: what its kind is usually made with.
+        isolate: examine it in a process of its own, which can be stopped: see `Limits`.
 
     Raises:
         VideoError: the file cannot be used; ``.reason`` is one of the fixed words and the message says what to do.
     """
-    return examine(path).info
+    limits = Limits.of(isolate)
+    if limits is not None:
+        return probe_apart(path, nominal_fps, limits)
+    return examine(path, nominal_fps=nominal_fps).info
 
 
-def open_video(path: str | PathLike[str]) -> tuple[Any, Any]:
+def open_video(path: str | PathLike[str], stream_index: int | None = None) -> tuple[Any, Any]:
     """Open a file for reading: ``(av container, av video stream)``; the caller closes the container.
 
     Raises:
-        VideoError: not found, folder, empty, unreadable, truncated, not a video, or no video stream.
+        VideoError: not found, folder, empty, unreadable, truncated, not a video, no video stream, no decoder,
+            encrypted or too large.
     """
-    head = _read_head(path)
+    head = told.read_head(path)
     try:
         # An absolute path cannot be mistaken for a protocol, and a playlist cannot reach out to other hosts.
         container: Any = av.open(
             fspath(Path(path).absolute()), metadata_errors="ignore", options={"protocol_whitelist": "file"}
         )
     except (av.error.FFmpegError, OSError, ValueError):
-        raise _unopened(path, head) from None
-    pictures = [stream for stream in container.streams.video if not _is_cover(stream)]
-    if pictures and pictures[0].codec_context is not None and container.format.name != "tty":
-        return container, pictures[0]
-    num_streams, is_text = len(container.streams), container.format.name == "tty"
-    container.close()
-    if pictures and not is_text:
-        raise VideoError(path, "no frames", "this FFmpeg has no decoder for its video; convert it to H.264 first")
-    if num_streams == 0 or is_text:
-        raise _unopened(path, head)
-    raise VideoError(path, "no video stream", "holds no video, only sound or subtitles; give the file with the picture")
+        raise told.unopened(path, head) from None
+    except MemoryError:
+        raise told.out_of_memory(path) from None
+    try:
+        return container, _choose_stream(path, container, head, stream_index)
+    except BaseException:
+        container.close()
+        raise
 
 
-def packets(container: Any, stream: Any) -> Iterator[Any]:
-    """The stream's packets, then one empty packet; unreadable stretches are stepped over, a bounded number of times."""
+def _choose_stream(path: str | PathLike[str], container: Any, head: bytes, stream_index: int | None) -> Any:
+    """The video that a player would show: moving rather than a cover, then as the file says, then the largest."""
+    candidates = [stream for stream in container.streams.video if not _disposition(stream) & _COVER]
+    if stream_index is not None:
+        candidates = [stream for stream in candidates if stream.index == stream_index]
+    if container.format.name == "tty" or not len(container.streams):
+        raise told.unopened(path, head)
+    if not candidates:
+        raise told.no_video_stream(path)
+    usable = [stream for stream in candidates if stream.codec_context is not None]
+    if not usable:
+        raise told.no_decoder(path, head)
+
+    def rank(stream: Any) -> tuple[bool, bool, bool, int]:
+        context = stream.codec_context
+        is_moving = stream.frames != 1 and context.name not in _STILL_CODECS
+        area = (context.width or 0) * (context.height or 0)
+        return stream.frames != 1, is_moving, bool(_disposition(stream) & _DEFAULT), area
+
+    best = max(usable, key=rank)
+    width, height = best.codec_context.width or 0, best.codec_context.height or 0
+    if width * height > told.MAX_PIXELS:
+        raise told.too_large(path, width, height)
+    # A picture inside the stream may claim another size than the header.
+    best.codec_context.options = {"max_pixels": str(told.MAX_PIXELS)}
+    return best
+
+
+def packets(container: Any, stream: Any, on_packet: Callable[[], None] | None = None) -> Iterator[Any]:
+    """The stream's packets, then one empty packet; unreadable stretches are stepped over, a bounded number of times.
+
+    `on_packet` is called for each packet of the file: a sign of life.
+    """
     for _ in range(_READ_ATTEMPTS):
         try:
-            yield from container.demux(stream)
+            for packet in container.demux(stream):
+                if on_packet is not None:
+                    on_packet()
+                yield packet
             return
         except (av.error.FFmpegError, OSError):
             continue
@@ -140,97 +128,134 @@ def stamp_of(packet_or_frame: Any) -> int | None:
     return packet_or_frame.dts if packet_or_frame.pts is None else packet_or_frame.pts
 
 
-def examine(path: str | PathLike[str]) -> Source:
+def examine(
+    path: str | PathLike[str],
+    *,
+    nominal_fps: float | int | None = None,
+    on_packet: Callable[[], None] | None = None,
+) -> Source:
     """Read headers, index or packets, and the first frame.
 
     Raises:
         VideoError: see `open_video`; also ``"no frames"`` or ``"truncated"`` when nothing can be decoded.
     """
+    found = pictures.examine(path, nominal_fps)
+    if found is not None:
+        return found
     container, stream = open_video(path)
     with container:
         # One frame is wanted: threads would only have it wait for others.
         stream.codec_context.thread_count = 1
         entries = _index(container, stream)
         size = Path(path).stat().st_size
-        present = [entry for entry in entries if entry.pos + entry.size <= size]
-        walk = _Walk([], [])
-        first = _walk(container, stream, walk, stop_at_first=bool(entries))
-        faults = list(_missing(stream, len(present) if entries else len(walk.stamps), bool(entries)))
-        if first is None:
-            raise _undecodable(path, faults)
-        if present:
-            _finish_from_index(container, stream, walk, present)
-        return _assemble(path, container, stream, walk, first, present, faults)
+        is_trusted = 0 < len(entries) == stream.frames
+        present = [entry for entry in entries if entry.pos + entry.size <= size] if is_trusted else []
+        walk = Walk([], [], durations=[])
+        try:
+            first = _walk(container, stream, walk, stop_at_first=is_trusted, on_packet=on_packet)
+            num_present = len(present) if is_trusted else len(walk.stamps)
+            faults = list(_missing(path, container, stream, entries, num_present, size, walk))
+            if first is None:
+                raise told.undecodable(path, faults)
+            if present:
+                _finish_from_index(container, stream, walk, present, on_packet)
+        except MemoryError:
+            raise told.out_of_memory(path) from None
+        return _assemble(path, container, stream, walk, first, present, faults, nominal_fps)
 
 
 def _assemble(
     path: str | PathLike[str],
     container: Any,
     stream: Any,
-    walk: _Walk,
+    walk: Walk,
     first: Any,
     present: list[Any],
     faults: list[Fault],
+    nominal_fps: float | int | None,
 ) -> Source:
     """Turn ticks into seconds and facts into a VideoInfo."""
-    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    rate = _nominal_rate(stream, walk)
+    wild = frozenset() if present else walk.forget_wild()
     known = sorted(stamp for stamp in walk.stamps if stamp is not None)
-    is_timed = _is_timed(walk)
+    is_known, is_backwards = is_timed(walk)
     tick = stream.time_base
     num_packets = len(walk.stamps)
-    if is_timed:
-        ticks_apart = statistics.median(np.diff(np.unique(known))) if known[-1] > known[0] else 0
-        interval = 1 / rate if rate else float(ticks_apart * tick) or 1 / _FALLBACK_FPS
+    if is_known:
+        interval = 1 / rate
         # A file may begin with pictures that need an earlier one and are never shown, hence not the smallest stamp.
         origin = min(stamp for stamp in (stamp_of(first), walk.keys[0][0] if walk.keys else None) if stamp is not None)
-        known = [stamp for stamp in known if stamp >= origin] or [origin]
-        stamps = (np.array(known, dtype=np.int64) - origin) * float(tick)
+        shown = [stamp for stamp in known if stamp >= origin] or [origin]
+        if len(shown) < len(known) and not present:
+            faults = [*faults, told.undecodable_start(len(known) - len(shown))]
+        # A frame without a stamp of its own is somewhere behind the one before it.
+        unknown = [before for before in walk.before_unknown() if before >= origin]
+        stamps = np.sort((np.array(shown + unknown, dtype=np.int64) - origin) * float(tick))
         duration = float(stamps[-1]) + (float(walk.last_duration * tick) or interval)
         keys = [(stamp, seek) for stamp, seek in walk.keys if stamp >= origin]
     else:
-        interval, origin, keys = 1 / (rate or _FALLBACK_FPS), 0, []
+        interval, origin, keys = 1 / (nominal_fps or rate), 0, []
         stamps, duration = np.arange(num_packets) * interval, num_packets * interval
-        faults = [
-            *faults,
-            Fault("no timestamps", f"no usable timestamps: times are estimated at {1 / interval:g} frames/s"),
-        ]
-    is_whole = not any(fault.kind == "truncated" for fault in faults) and not _may_hold_fields(container, stream)
-    num_frames = len(stamps) if is_whole else None
-    geometry = geometry_of(first, stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio)
+        faults = [*faults, told.no_timestamps(1 / interval, is_backwards)]
+    may_hold_fields = _is_interlaced(container, stream) and not (
+        is_known and are_apart(walk.stamps, 0.75 / rate / tick)
+    )
+    is_whole = not any(fault.kind == "truncated" for fault in faults) and not may_hold_fields
+    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    geometry = geometry_of(first, aspect)
     width, height = geometry.displayed_size
+    num_streams = sum(not _disposition(other) & _COVER for other in container.streams.video)
+    num_hidden = 0 if any(fault.kind == "truncated" for fault in faults) else stream.frames - num_packets
+    notes = [
+        *told.notes_on_stream(num_streams, stream.index, num_hidden, stream.frames),
+        *told.notes_on_picture(
+            is_mirrored=geometry.is_mirrored,
+            stored=(first.width, first.height),
+            squared=(geometry.width, geometry.height),
+            is_interlaced=bool(first.interlaced_frame),
+            has_alpha=has_alpha(first.format),
+            transfer=int(getattr(first, "color_trc", 0) or 0),
+        ),
+    ]
     info = VideoInfo(
         path=str(path),
         width=width,
         height=height,
         duration_seconds=duration,
         average_fps=len(stamps) / duration,
-        num_frames=num_frames,
+        num_frames=len(stamps) if is_whole else None,
         rotation_degrees=geometry.rotation_degrees,
         codec=stream.codec_context.name,
         pixel_format=first.format.name,
         container=container.format.name,
         faults=tuple(faults),
+        is_mirrored=geometry.is_mirrored,
+        notes=tuple(notes),
     )
+    keys = [key for index, key in enumerate(keys) if index == 0 or key[0] > keys[index - 1][0]]
     return Source(
         info=info,
         geometry=geometry,
+        stream_index=stream.index,
         seconds_per_tick=(tick.numerator, tick.denominator),
         origin=origin,
-        is_timed=is_timed,
+        is_timed=is_known,
         is_exact=not present,
+        may_hold_fields=may_hold_fields,
         interval=interval,
         duration_seconds=duration,
         stamps=stamps,
         key_seconds=np.array([(stamp - origin) * float(tick) for stamp, _ in keys], dtype=np.float64),
         key_ticks=tuple(seek for _, seek in keys),
+        wild=wild,
     )
 
 
-def _walk(container: Any, stream: Any, walk: _Walk, stop_at_first: bool) -> Any:
+def _walk(container: Any, stream: Any, walk: Walk, stop_at_first: bool, on_packet: Callable[[], None] | None) -> Any:
     """Gather packets into `walk` and return the first sound frame, or None. Decoding stops at that frame."""
     first = None
     seeks_shown_times = any(name in container.format.name for name in ("matroska", "mov"))
-    for packet in packets(container, stream):
+    for packet in packets(container, stream, on_packet):
         if packet.size and not getattr(packet, "is_discard", False) and not is_hidden(stream, packet):
             stamp = stamp_of(packet)
             walk.note(stamp, packet.duration)
@@ -248,7 +273,9 @@ def _walk(container: Any, stream: Any, walk: _Walk, stop_at_first: bool) -> Any:
     return first
 
 
-def _finish_from_index(container: Any, stream: Any, walk: _Walk, present: list[Any]) -> None:
+def _finish_from_index(
+    container: Any, stream: Any, walk: Walk, present: list[Any], on_packet: Callable[[], None] | None
+) -> None:
     """Replace what the first packets told by the index, and read the last packets for the true end.
 
     The index holds decoding times. Key frames are shown one fixed delay after them, in nearly every file; a seek that
@@ -257,14 +284,14 @@ def _finish_from_index(container: Any, stream: Any, walk: _Walk, present: list[A
     shown = [entry for entry in present if not getattr(entry, "is_discard", False)]
     keys = [entry.timestamp for entry in present if entry.is_keyframe] or [present[0].timestamp]
     delay = walk.keys[0][0] - keys[0] if walk.keys else 0
-    tail = _Walk([], [])
+    tail = Walk([], [])
     try:
         container.seek(int(keys[-1] + delay), stream=stream)
-        for packet in packets(container, stream):
+        for packet in packets(container, stream, on_packet):
             if packet.size and packet.dts is not None and packet.dts <= present[-1].timestamp:
                 tail.note(packet.pts, packet.duration)
     except (av.error.FFmpegError, OSError):
-        tail = _Walk([], [])
+        tail = Walk([], [])
     times = [entry.timestamp for entry in shown]
     end = sorted(stamp for stamp in tail.stamps if stamp is not None)
     num_early = bisect.bisect_left(times, times[0] + delay)
@@ -279,33 +306,51 @@ def _finish_from_index(container: Any, stream: Any, walk: _Walk, present: list[A
 
 
 def _index(container: Any, stream: Any) -> list[Any]:
-    """The complete index of an MP4 or MOV file, or [] where there is none that can be trusted."""
+    """The index of an MP4 or MOV file; [] where there is none. Edit lists and fragments make it another than stored."""
     entries = getattr(stream, "index_entries", None)  # PyAV before 17 has no such attribute
-    if not entries or "mov" not in container.format.name or len(entries) != stream.frames:
-        return []
-    return list(entries)
+    return list(entries) if entries and "mov" in container.format.name else []
 
 
-def _is_timed(walk: _Walk) -> bool:
-    """Whether the timestamps can be used: nearly all there, nearly all different, never running backwards far."""
-    known = [stamp for stamp in walk.stamps if stamp is not None]
-    key_stamps = [stamp for stamp, _ in walk.keys]
-    is_forward = all(a < b for a, b in itertools.pairwise(key_stamps))
-    return len(known) > 0.9 * len(walk.stamps) and len(set(known)) > 0.5 * len(known) and is_forward
+def _nominal_rate(stream: Any, walk: Walk) -> float:
+    """Frames a second as the headers say; as the packets say where those make no sense."""
+    usual = statistics.median(walk.durations) * stream.time_base if walk.durations else 0
+    for rate in (stream.average_rate, stream.guessed_rate, 1 / usual if usual else 0):
+        if rate and _MIN_FPS <= rate <= _MAX_FPS:
+            return float(rate)
+    return _FALLBACK_FPS
 
 
-def _missing(stream: Any, num_present: int, has_index: bool) -> Iterator[Fault]:
-    """A fault when the header promises more frames than the file holds."""
-    if stream.frames > num_present:
-        cause = "the file was cut short" if has_index else "the file was cut short or its header is wrong"
-        yield Fault("truncated", f"the header promises {stream.frames} frames, {num_present} are there: {cause}")
+def _missing(
+    path: str | PathLike[str],
+    container: Any,
+    stream: Any,
+    entries: list[Any],
+    num_present: int,
+    size: int,
+    walk: Walk,
+) -> Iterator[Fault]:
+    """A fault when the headers promise more than the file holds; frames that an edit list hides are no loss."""
+    is_indexed = "mov" in container.format.name
+    num_beyond = sum(entry.pos + entry.size > size for entry in entries)
+    if num_beyond and stream.frames:
+        yield told.missing_frames(stream.frames, stream.frames - num_beyond)
+    elif stream.frames > num_present and not is_indexed:
+        yield told.missing_frames(stream.frames, num_present)
+    elif container.format.name == "flv" and container.duration and walk.latest is not None:
+        promised, found = container.duration / av.time_base, float(walk.latest * stream.time_base)
+        if found < 0.9 * promised - 1:
+            yield told.missing_seconds(promised, found)
+    else:
+        fault = told.missing_bytes(path, told.read_head(path))
+        if fault is not None:
+            yield fault
 
 
-def _may_hold_fields(container: Any, stream: Any) -> bool:
-    """Whether a packet may be half a frame: interlaced streams outside MP4. Only decoding could count those."""
-    order = str(getattr(stream.codec_context, "field_order", "progressive")).lower()
-    is_interlaced = any(word in order for word in ("tt", "bb", "tb", "bt", "top", "bottom"))
-    return is_interlaced and "mov" not in container.format.name
+def _is_interlaced(container: Any, stream: Any) -> bool:
+    """Whether a packet may be half a frame: interlaced streams outside MP4."""
+    # FFmpeg's AVFieldOrder: 0 unknown, 1 progressive, 2 to 5 interlaced.
+    order = getattr(stream.codec_context, "field_order", 0)
+    return int(getattr(order, "value", order) or 0) >= 2 and "mov" not in container.format.name
 
 
 def is_hidden(stream: Any, packet: Any) -> bool:
@@ -313,39 +358,7 @@ def is_hidden(stream: Any, packet: Any) -> bool:
     return stream.codec_context.name.startswith("vp8") and not bytes(packet)[0] & 0x10
 
 
-def _is_cover(stream: Any) -> bool:
-    """Whether a "video" stream is the cover picture of a sound file."""
-    return "attached_pic" in str(getattr(stream, "disposition", ""))
-
-
-def _read_head(path: str | PathLike[str]) -> bytes:
-    """The file's first bytes; raises the VideoErrors that need no FFmpeg."""
-    file = Path(path)
-    try:
-        if file.is_dir():
-            raise VideoError(path, "folder", "is a folder; give a video file in it")
-        with file.open("rb") as opened:
-            head = opened.read(16)
-    except FileNotFoundError:
-        raise VideoError(path, "not found", "no such file; check the name and the folder") from None
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise VideoError(path, "unreadable", f"cannot be read ({why}); check its permissions") from None
-    if not head:
-        raise VideoError(path, "empty", "is empty (0 bytes); copy or download it again")
-    return head
-
-
-def _unopened(path: str | PathLike[str], head: bytes) -> VideoError:
-    """Why FFmpeg found no stream: a container that broke off, or no container at all."""
-    if head[4:8] in (b"ftyp", b"mdat", b"moov", b"wide", b"free", b"skip") or head[:4] in (_EBML, _RIFF):
-        return VideoError(path, "truncated", "breaks off before its index (moov atom or header); download it again")
-    return VideoError(
-        path, "not a video", "is not a video that FFmpeg knows; give an mp4, mkv, webm, mov, avi or ts file"
-    )
-
-
-def _undecodable(path: str | PathLike[str], faults: list[Fault]) -> VideoError:
-    if any(fault.kind == "truncated" for fault in faults):
-        return VideoError(path, "truncated", "breaks off before its first whole frame; download it again")
-    return VideoError(path, "no frames", "no frame of its video can be decoded; the file is damaged, get a new copy")
+def _disposition(stream: Any) -> int:
+    """FFmpeg's flags: what a stream is meant for. PyAV gives them as a number or as an enumeration of it."""
+    value = getattr(stream, "disposition", 0)
+    return int(getattr(value, "value", value) or 0)

@@ -35,10 +35,15 @@ def at_fps(
     Returns:
         float64 (t,), seconds, strictly increasing; at least one while start < end.
     """
-    count = max(math.ceil((end - start) * fps - _ROUNDING), 1)
+    count = num_at_fps(start, end, fps)
     if max_frames is not None and count > max_frames:
         return uniform_middles(start, end, max_frames)
     return start + np.arange(count, dtype=np.float64) / fps
+
+
+def num_at_fps(start: float | int, end: float | int, fps: float | int) -> int:
+    """How many moments `at_fps` gives without `max_frames`."""
+    return max(math.ceil((end - start) * fps - _ROUNDING), 1)
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,22 @@ class Sampling:
         """(start, end) in seconds within a video of `duration_seconds`; start >= end when it lies beyond the video."""
         end = duration_seconds if self.end is None else min(self.end, duration_seconds)
         return self.start or 0.0, end
+
+    def num_moments(self, duration_seconds: float | int) -> int:
+        """How many moments `times` gives, without making them.
+
+        Raises:
+            InputError: neither `num_frames` nor `fps` is set.
+        """
+        start, end = self.span(duration_seconds)
+        if self.is_every_frame:
+            raise InputError("every frame is wanted: only the file knows how many; give num_frames or fps")
+        if start >= end:
+            return 0
+        limit = math.inf if self.max_frames is None else self.max_frames
+        count = self.num_frames if self.fps is None else num_at_fps(start, end, self.fps)
+        assert count is not None
+        return int(min(count, limit))
 
     def times(self, duration_seconds: float | int) -> Float[np.ndarray, " t"]:
         """The wanted moments in a video of `duration_seconds`.

@@ -1,0 +1,185 @@
+"""Decoding forward from any place of a file, dropping and counting what cannot be shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import av.error
+import numpy as np
+from jaxtyping import UInt8
+
+from liteframe.video.probe import is_hidden, open_video, packets, stamp_of
+from liteframe.video.source import Source
+
+# A jump throws away the frames that the decoder's threads have begun; it must save more than that.
+SEEK_COST_FRAMES = 8
+_MAX_THREADS = 4
+
+
+class _DamagedError(Exception):
+    """Frames were lost while several threads decoded; one thread loses fewer, and always the same."""
+
+
+class Reader:
+    """Decodes forward from where it was last set, dropping what cannot be shown; counts what it drops.
+
+    Attributes:
+        num_damaged: packets or pictures that were lost.
+        num_estimated: frames whose time is a guess.
+        num_resized: frames that have another size than the first, and were scaled to it.
+    """
+
+    def __init__(self, source: Source, on_packet: Callable[[], None] | None = None) -> None:
+        self.source = source
+        self.num_damaged = 0
+        self.num_estimated = 0
+        self.num_resized = 0
+        self._on_packet = on_packet
+        self._num_threads = min(_num_cores(), _MAX_THREADS)
+        first = source.geometry
+        self._size = (first.width, first.height)
+        self._stored: tuple[int, int] | None = None
+        self._open()
+
+    @property
+    def seek_cost_frames(self) -> int:
+        """How many frames a jump must save to be worth it."""
+        return SEEK_COST_FRAMES
+
+    def _open(self) -> None:
+        self._container, self._stream = open_video(self.source.info.path, self.source.stream_index)
+        self._stream.thread_type = "AUTO" if self._num_threads > 1 else "SLICE"
+        self._stream.codec_context.thread_count = self._num_threads
+        self._packets: Iterator[Any] = packets(self._container, self._stream, self._on_packet)
+        self._landing: int | None = None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    def rewind(self) -> None:
+        """Go back to the start of the file."""
+        self.close()
+        self._open()
+
+    def seek(self, key: int, latest: float) -> bool:
+        """Go to key frame number `key`; False when what is found there is shown after `latest` seconds."""
+        try:
+            self._container.seek(int(self.source.key_ticks[key]), stream=self._stream)
+        except (av.error.FFmpegError, OSError):
+            return False
+        self._packets = packets(self._container, self._stream, self._on_packet)
+        for packet in self._packets:
+            stamp = stamp_of(packet)
+            if packet.is_keyframe and packet.size and stamp is not None:
+                # Pictures shown before this one may refer to what was jumped over: they are stale.
+                self._landing = stamp
+                self._packets = _chain(packet, self._packets)
+                return self.source.seconds(stamp) <= latest
+        return False
+
+    def frames(self) -> Generator[tuple[float, Any], None, None]:
+        """``(seconds, av.VideoFrame)``, strictly increasing in time, from here to the end of the file."""
+        shown = -1.0
+        while True:
+            try:
+                for seconds, frame in self._frames_once():
+                    if seconds > shown:
+                        yield seconds, frame
+                        shown = seconds
+                return
+            except _DamagedError:
+                self._repair(shown)
+
+    def to_rgb(self, frame: Any) -> UInt8[np.ndarray, "h w 3"]:
+        """An upright uint8 (h, w, 3) picture with square pixels, of the size of the file's first."""
+        stored = (frame.width, frame.height)
+        if self._stored is None:
+            self._stored = stored
+        self.num_resized += stored != self._stored
+        return self.source.geometry.to_rgb(frame)
+
+    def _repair(self, shown: float) -> None:
+        """Reopen with one thread, shortly before the last frame that was shown."""
+        self._num_threads = 1
+        if self._landing is not None:
+            shown = max(shown, self.source.seconds(self._landing))
+        key = int(np.searchsorted(self.source.key_seconds, shown, side="right")) - 1
+        self.rewind()
+        if key > 0 and not self.seek(key, shown):
+            self.rewind()
+
+    def _frames_once(self) -> Iterator[tuple[float, Any]]:
+        last, num_in, num_out = None, 0, 0
+        broken: set[int] = set()
+        # A broadcast's packet is called corrupt where two recordings meet, though it is whole.
+        is_told = self._container.format.name != "mpegts"
+        for packet in self._packets:
+            stamp = stamp_of(packet)
+            if is_told and packet.is_corrupt and packet.size and stamp is not None:
+                broken.add(stamp)
+            try:
+                decoded = packet.decode()
+            except (av.error.FFmpegError, ValueError):
+                self._lose(1)
+                continue
+            num_in += self._is_expected(packet)
+            for frame in decoded:
+                stamp = stamp_of(frame)
+                if self._landing is not None and stamp is not None and stamp < self._landing:
+                    continue
+                num_out += 1
+                # Of a packet that broke off comes half a picture, which not every decoder calls corrupt.
+                if frame.is_corrupt or stamp in broken:
+                    self._lose(1)
+                    continue
+                last = self._time(stamp, last)
+                yield last, frame
+        # A threaded decoder swallows errors, and with them whole frames, while it is being emptied; any decoder may
+        # swallow what it cannot begin with. Of fields two make one frame.
+        num_missing = num_in - num_out
+        if num_missing > 0 and not self.source.may_hold_fields:
+            self._lose(num_missing)
+
+    def _is_expected(self, packet: Any) -> bool:
+        """Whether a frame should come of it."""
+        if not packet.size or is_hidden(self._stream, packet) or getattr(packet, "is_discard", False):
+            return False
+        stamp = stamp_of(packet)
+        if stamp is None or not self.source.is_timed:
+            return True
+        return stamp >= (self.source.origin if self._landing is None else self._landing)
+
+    def _lose(self, count: int) -> None:
+        if self._num_threads > 1:
+            raise _DamagedError
+        self.num_damaged += count
+
+    def _time(self, stamp: int | None, last: float | None) -> float:
+        """The time of a frame; estimated where its stamp is missing or repeats the last one."""
+        if not self.source.is_timed:
+            return 0.0 if last is None else last + self.source.interval
+        if stamp is not None and stamp not in self.source.wild:
+            seconds = self.source.seconds(stamp)
+            if last is None or seconds > last:
+                return seconds
+        self.num_estimated += 1
+        if last is None:
+            return 0.0
+        # Stay below the next frame's own time, or one repeated stamp would push all that follow.
+        stamps = self.source.stamps
+        following = int(np.searchsorted(stamps, last + self.source.rounding_seconds, side="right"))
+        room = (stamps[following] - last) / 2 if following < len(stamps) else self.source.interval
+        return last + min(self.source.interval, float(room))
+
+
+def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def _num_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

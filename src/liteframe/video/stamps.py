@@ -1,0 +1,81 @@
+"""What the timestamps of a file's packets tell, all in ticks."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from fractions import Fraction
+
+# Stamps further apart than this many ticks are nonsense, and no longer exact in floating point.
+_MAX_TICKS = 1 << 53
+# Pictures are stored in another order than shown, but never further apart than this.
+_MAX_REORDERED = 16
+# More wild stamps than this are no slips, but recordings joined together.
+_MAX_WILD_SHARE = 0.05
+
+
+@dataclass
+class Walk:
+    """What a walk through packets gathers."""
+
+    stamps: list[int | None]
+    keys: list[tuple[int, int]]  # presentation stamp, what to seek to
+    latest: int | None = None
+    last_duration: int = 0
+    durations: list[int] | None = None
+
+    def note(self, stamp: int | None, duration: int | None) -> None:
+        """Count a packet; the one shown last tells how long it is shown."""
+        self.stamps.append(stamp)
+        if self.durations is not None and duration:
+            self.durations.append(duration)
+        if stamp is not None and (self.latest is None or stamp >= self.latest):
+            self.latest, self.last_duration = stamp, duration or 0
+
+    def forget_wild(self) -> frozenset[int]:
+        """Drop the stamps that many later packets come before: a flipped bit, years ahead. Returns them."""
+        wild = _wild(self.stamps)
+        if wild:
+            self.stamps = [None if stamp in wild else stamp for stamp in self.stamps]
+            self.keys = [key for key in self.keys if key[0] not in wild]
+        return wild
+
+    def before_unknown(self) -> list[int]:
+        """For each packet without a stamp the one before it that has one."""
+        found, last = [], None
+        for stamp in self.stamps:
+            if stamp is not None:
+                last = stamp
+            elif last is not None:
+                found.append(last)
+        return found
+
+
+def is_timed(walk: Walk) -> tuple[bool, bool]:
+    """(whether the timestamps can be used, whether they run backwards): nearly all there, nearly all different."""
+    known = [stamp for stamp in walk.stamps if stamp is not None]
+    is_forward = all(a <= b for a, b in itertools.pairwise(stamp for stamp, _ in walk.keys))
+    is_known = len(known) > 0.9 * len(walk.stamps)
+    is_sane = is_known and len(set(known)) > 0.5 * len(known) and max(known) - min(known) < _MAX_TICKS
+    return is_sane and is_forward, is_known and not is_forward
+
+
+def are_apart(stamps: list[int | None], ticks: float | Fraction) -> bool:
+    """Whether every packet has a stamp, so far from all others that each must be a whole frame."""
+    known = sorted(stamp for stamp in stamps if stamp is not None)
+    return len(known) == len(stamps) and all(b - a >= ticks for a, b in itertools.pairwise(known))
+
+
+def _wild(stamps: list[int | None]) -> frozenset[int]:
+    """Stamps after which, further on than pictures are reordered, at least two smaller ones come."""
+    wild = set()
+    least, second = _MAX_TICKS << 10, _MAX_TICKS << 10
+    for index in range(len(stamps) - 1, -1, -1):
+        beyond = index + _MAX_REORDERED
+        ahead = stamps[beyond] if beyond < len(stamps) else None
+        if ahead is not None and ahead < second:
+            least, second = min(least, ahead), max(least, ahead)
+        stamp = stamps[index]
+        if stamp is not None and stamp > second:
+            wild.add(stamp)
+    return frozenset(wild) if len(wild) <= _MAX_WILD_SHARE * len(stamps) else frozenset()
