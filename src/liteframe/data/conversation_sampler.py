@@ -68,6 +68,7 @@ class ConversationSampler:
         seed: int = 0,
         skipped: SkippedVideos | None = None,
         window: int = 16,
+        isolate: bool = True,
     ) -> None:
         """Args:
         conversations: at least one.
@@ -77,6 +78,7 @@ class ConversationSampler:
         seed: 0 or more.
         skipped: the account of unreadable videos; None begins one with the default policy and no list.
         window: batches among which conversations are exchanged to that end; 1 leaves them in random order.
+        isolate: decode in a process of its own, so that a decoder that hangs or dies costs one video and not the run.
         """
         if not conversations:
             raise DataError("no conversation to learn from; check the file with liteframe data check")
@@ -86,6 +88,7 @@ class ConversationSampler:
         self.skipped = skipped or SkippedVideos(len(conversations))
         self._conversations = tuple(conversations)
         self._size, self._group, self._batch, self._seed, self._window = size, group, batch, seed, window
+        self._isolate = isolate
         self._weights = [conversation.weight for conversation in conversations]
         self._length = len(epoch_order(seed, 0, self._weights, 1)[0])
         self._orders: dict[int, Int[np.ndarray, " n"]] = {}
@@ -191,7 +194,7 @@ class ConversationSampler:
         times, pictures = [], []
         faults: list[str] = []
         sampling = Sampling(num_frames=num_frames, start=video.start, end=video.end)
-        for time, picture in iter_frames(video.path, sampling, on_warning=faults.append):
+        for time, picture in iter_frames(video.path, sampling, on_warning=faults.append, isolate=self._isolate):
             times.append(time)
             pictures.append(resize(picture[None], self._size))
         if any("frames were wanted" not in fault for fault in faults):

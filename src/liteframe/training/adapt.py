@@ -89,7 +89,7 @@ class CurriculumConfig(Config):
 class AdaptDataConfig(Config):
     """Where conversations come from."""
 
-    free_settings: ClassVar[frozenset[str]] = frozenset({"workers", "cache", "cache_gigabytes"})
+    free_settings: ClassVar[frozenset[str]] = frozenset({"workers", "isolate", "cache", "cache_gigabytes"})
 
     path: str | None = None
     """A file of conversations (see `liteframe.data.conversations`); none takes the token bank of needle clips."""
@@ -107,6 +107,8 @@ class AdaptDataConfig(Config):
     """When records and videos that cannot be used stop the run."""
     workers: int = pydantic.Field(1, ge=0)
     """Threads that decode videos ahead of the training."""
+    isolate: bool = True
+    """Decode in a process of its own, which may hang or die without the run."""
     cache: str | None = None
     """A folder for the frozen encoder's tokens: later epochs skip decoder and encoder."""
     cache_gigabytes: float | int = pydantic.Field(20.0, gt=0)
@@ -267,6 +269,7 @@ def _lessons(recipe: AdaptRecipe, checkpoint: Checkpoint, encoder: VideoEncoder,
         recipe.seed,
         SkippedVideos(len(conversations), data.bad_videos, skipped_list),
         data.window,
+        data.isolate,
     )
     return ConversationLessons(sampler, checkpoint, encoder, data.turns == "chat", _token_cache(recipe, checkpoint))
 
