@@ -26,7 +26,7 @@ narrated_blocks = 1
 vision_width = 64
 vision_layers = 2
 vision_mlp = 64
-text_width = 64
+text_width = 128
 text_mlp = 64
 key_value_heads = 1
 
@@ -44,6 +44,7 @@ save_every = 1
 [[language]]
 name = "story"
 text_layers = 1
+text_width = 64
 steps = 1
 batch = 8
 visual_tokens = 16
@@ -276,6 +277,8 @@ def test_the_projects_recipe_is_valid() -> None:
     ("old", "new", "word"),
     [
         ("text_layers = 2", "text_layers = 0", "greater than or equal to 1"),
+        ("text_width = 64", "text_width = 192", "'first': text_width 128 is fewer than the 192 of 'story'"),
+        ("text_layers = 2", "text_layers = 2\ntext_width = 64", "'full': text_width 64 is fewer"),
         ('name = "more"\ntext_layers = 1', 'name = "more"\ntext_layers = 3', "'full': text_layers 2 is fewer"),
         ("narrated_blocks = 1", "narrated_blocks = 2", "'story': text_layers 1 is fewer than narrated_blocks 2"),
         ('"full"', '"more"', "same name"),

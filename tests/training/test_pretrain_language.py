@@ -19,7 +19,8 @@ from liteframe.data.needle_turns import (
 )
 from liteframe.data.needles import plan_needles
 from liteframe.language.prompt import PromptBuilder, PromptConfig, Slots
-from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer, grow_language_model
+from liteframe.training.growth import grow_into
+from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer
 from liteframe.training.narration import Narrator, tell_story
 from liteframe.training.pretrain_language import (
     FrameBank,
@@ -135,12 +136,41 @@ def test_without_turns_the_narrator_alone_teaches(task: LanguageTask) -> None:
     assert set(figures) == {"told", "tokens"}
 
 
-def test_grown_model_computes_the_same_function(task: LanguageTask) -> None:
-    grown = grow_language_model(task.model, TINY, task.prompts.tokenizer, 5).eval()
-    assert grown.config.text_config.num_hidden_layers == 5
-    ids = torch.randint(10, 200, (2, 9))
+@pytest.mark.parametrize(("blocks", "width", "mlp"), [(5, 128, 96), (2, 384, 288), (3, 256, 100)])
+def test_grown_model_computes_the_same_function(task: LanguageTask, blocks: int, width: int, mlp: int) -> None:
+    small = build_model(TINY.model_copy(update={"key_value_heads": 2}), task.prompts.tokenizer, 2).eval()
     with torch.no_grad():
-        torch.testing.assert_close(grown(input_ids=ids).logits, task.model(input_ids=ids).logits, rtol=0, atol=1e-5)
+        for parameter in small.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)  # gains and biases, too
+    config = TINY.model_copy(update={"text_width": width, "text_mlp": mlp, "key_value_heads": 2})
+    large = build_model(config, task.prompts.tokenizer, blocks).eval()
+    grow_into(large, small)
+    assert len(large.model.language_model.layers) == blocks and large.config.text_config.hidden_size == width
+    prompt = task.prompts.build("What?", Slots(2), 16)
+    pixels = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        one, other = (model(input_ids=prompt.ids[None], pixel_values=pixels).logits for model in (small, large))
+    # The norms' epsilon counts a little less beside more values.
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
+    assert one.std() > 0.5
+    # What is new is not dead: a step changes what it writes.
+    large(input_ids=prompt.ids[None], pixel_values=pixels, labels=prompt.ids[None]).loss.backward()
+    last = large.model.language_model.layers[-1]
+    assert (last.self_attn.o_proj.weight.grad != 0).any() and (last.mlp.down_proj.weight.grad != 0).any()
+
+
+def test_shrinking_is_refused(task: LanguageTask) -> None:
+    wide = build_model(TINY.model_copy(update={"text_width": 192}), task.prompts.tokenizer, 2)
+    with pytest.raises(ValueError, match="hidden_size 128 is fewer than 192"):
+        grow_into(task.model, wide)
+
+
+def test_texts_behind_a_video_stay_within_their_limit(task: LanguageTask) -> None:
+    config = task._config.model_copy(update={"text_tokens": 90, "turns": 30, "card_share": 1.0, "batch": 6})
+    limited = LanguageTask(task.model, task.module.narrator, task.prompts, task._bank, config)
+    turns = limited.batch(1).turns
+    lengths = (turns.ids != task.prompts.tokenizer.pad_token_id).sum(1) - turns.visual.sum(1) - 3
+    assert lengths.max() <= 90 and lengths.float().mean() > 70
 
 
 def test_compositions_show_what_their_needles_say() -> None:

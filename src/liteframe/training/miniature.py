@@ -236,26 +236,3 @@ def _start_positions(embeddings: Tensor, side: int) -> None:
     rows = along[:, None].expand(side, side, -1)
     columns = along[None].expand(side, side, -1)
     embeddings[0, 1:] = torch.cat([rows, columns], dim=-1).flatten(0, 1)
-
-
-def grow_language_model(
-    small: InternVLForConditionalGeneration,
-    config: MiniatureConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    text_layers: int,
-) -> InternVLForConditionalGeneration:
-    """The same function with `text_layers` blocks.
-
-    The new ones stand behind the old; their two output projections are zero, so that they add nothing until they are
-    trained (as the new blocks of LLaMA-Pro, arXiv 2401.02415).
-    """
-    large = build_model(config, tokenizer, text_layers)
-    old_count = small.config.text_config.num_hidden_layers
-    if text_layers < old_count:
-        raise ValueError(f"text_layers {text_layers} is fewer than {old_count}")
-    large.load_state_dict(small.state_dict(), strict=False)
-    with torch.no_grad():
-        for layer in large.model.language_model.layers[old_count:]:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-    return large

@@ -18,8 +18,9 @@ from liteframe.language.loading import Checkpoint, save_checkpoint
 from liteframe.language.prompt import PromptBuilder, PromptConfig
 from liteframe.runtime import machine_facts, seed_everything
 from liteframe.training.checkpoint import load_weights
+from liteframe.training.growth import grow_into, grow_narrator
 from liteframe.training.loop import LoopConfig, Task, train
-from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer, grow_language_model
+from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer
 from liteframe.training.narration import Narrator
 from liteframe.training.pretrain_language import LanguageStageConfig, LanguageTask, build_bank, start_projector
 from liteframe.training.pretrain_vision import Tutor, TutorTask, VisionStageConfig, VisionTask
@@ -57,12 +58,24 @@ class PretrainRecipe(Config):
                 f"narrated_blocks {self.narrated_blocks}"
             )
         for before, after in itertools.pairwise(stages):
-            if after.text_layers < before.text_layers:
-                raise ValueError(
-                    f"stage '{after.name}': text_layers {after.text_layers} is fewer than the {before.text_layers} of "
-                    f"'{before.name}'"
-                )
+            for name, old, new in zip(
+                ("text_layers", "text_width"), self.shape(before), self.shape(after), strict=True
+            ):
+                if new < old:
+                    raise ValueError(f"stage '{after.name}': {name} {new} is fewer than the {old} of '{before.name}'")
+        if self.shape(stages[-1])[1] != self.model.text_width:
+            raise ValueError(f"stage '{stages[-1].name}', the last, must have model.text_width {self.model.text_width}")
         return self
+
+    def shape(self, stage: LanguageStageConfig) -> tuple[int, int]:
+        """Blocks and width of the language model in a stage."""
+        return stage.text_layers, stage.text_width or self.model.text_width
+
+    def build(self, stage: LanguageStageConfig, tokenizer: PreTrainedTokenizerFast) -> InternVLForConditionalGeneration:
+        """An untrained model of the stage's shape; its MLP is as many times as wide as the finished model's."""
+        layers, width = self.shape(stage)
+        mlp = self.model.text_mlp * width // self.model.text_width
+        return build_model(self.model.model_copy(update={"text_width": width, "text_mlp": mlp}), tokenizer, layers)
 
 
 def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -83,7 +96,7 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     seed_everything(recipe.seed)
     pixels = PixelConfig(height=recipe.model.image_size, width=recipe.model.image_size)
     tokenizer = build_tokenizer(recipe.model.vocabulary)
-    model = build_model(recipe.model, tokenizer, recipe.language[0].text_layers)
+    model = recipe.build(recipe.language[0], tokenizer)
     prompts = PromptBuilder(tokenizer, PromptConfig.named("bare"), model.config.image_token_id)
     stages = {}
 
@@ -96,10 +109,13 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     bank = build_bank(tower, recipe.bank_clips, recipe.seed, pixels, output / "bank.safetensors")
 
     start_projector(model.model.multi_modal_projector, vision.module.reader, model.get_input_embeddings(), tokenizer)
-    narrator = Narrator(recipe.model.text_width, recipe.narrated_blocks)
+    narrator = Narrator(recipe.shape(recipe.language[0])[1], recipe.narrated_blocks)
     for number, stage in enumerate(recipe.language, start=2):
-        if stage.text_layers != model.config.text_config.num_hidden_layers:
-            model = grow_language_model(model, recipe.model, tokenizer, stage.text_layers)
+        text = model.config.text_config
+        if recipe.shape(stage) != (text.num_hidden_layers, text.hidden_size):
+            small, model = model, recipe.build(stage, tokenizer)
+            grow_into(model, small)
+            narrator = grow_narrator(narrator, recipe.shape(stage)[1])
         name = f"language-{stage.name}"
         task = LanguageTask(model, narrator, prompts, bank, stage)
         stages[name] = _stage(task, stage, output / name, f"{number} {name}")

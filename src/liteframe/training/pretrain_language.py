@@ -59,7 +59,9 @@ class LanguageStageConfig(LoopConfig):
     name: str = pydantic.Field(pattern="^[a-z][a-z0-9-]*$")
     """What it is called: its folder is OUTPUT/language-NAME."""
     text_layers: int = pydantic.Field(ge=1)
-    """Blocks of the language model; more than in the stage before: new ones that start as identity come behind."""
+    """Blocks of the language model; more than in the stage before: see `training.growth`."""
+    text_width: int | None = pydantic.Field(None, ge=64, multiple_of=64)
+    """Hidden size of the language model; none: that of the finished one."""
     batch: int = pydantic.Field(16, ge=1)
     """Most videos a step."""
     visual_tokens: int = pydantic.Field(8192, ge=1)
@@ -68,6 +70,9 @@ class LanguageStageConfig(LoopConfig):
     """Numbers of frames; each step takes one, short ones more often in the beginning."""
     tokens_per_frame: tuple[int, ...] = (16,)
     """Tokens of each frame that are kept, on a lattice; each step takes one."""
+    text_tokens: int | None = pydantic.Field(None, ge=64)
+    """Most tokens of questions, lists and cards behind each video: the more nearly it is reached, the less is padding.
+    None: no limit."""
     turns: int = pydantic.Field(8, ge=0)
     """Questions behind each video; without any, cards and lists, the narrator alone teaches."""
     most_needles: int = pydantic.Field(6, ge=1)
@@ -220,6 +225,7 @@ class LanguageTask:
                 config.drill_share,
             )
             turns += [deck for deck in flash_cards(rng, composition.needles) if rng.random() < config.card_share]
+            turns = self._within_limit(rng, turns)
             kept = self._kept_tokens(rng, composition, per_frame)
             features = self._bank.features[clip, composition.frames]
             chosen = torch.from_numpy(kept)[..., None].expand(-1, -1, features.shape[-1])
@@ -228,6 +234,19 @@ class LanguageTask:
             stories.append(tell_story(composition, kept, self._side))
         packed = pack_turns(videos, self._prompts.image_token_id, int(self._prompts.tokenizer.pad_token_id))
         return LanguageBatch(packed, torch.stack(visual), torch.from_numpy(np.stack(stories)))
+
+    def _within_limit(self, rng: np.random.Generator, turns: list[Lesson]) -> list[Lesson]:
+        """As many of the turns, in random order, as there is room for."""
+        room = self._config.text_tokens
+        if room is None:
+            return turns
+        kept = []
+        for at in rng.permutation(len(turns)).tolist():
+            length = len(self._writer.lesson(turns[at]).ids)
+            if length <= room:
+                kept.append(turns[at])
+                room -= length
+        return kept
 
     def _kept_tokens(
         self, rng: np.random.Generator, composition: Composition, per_frame: int
