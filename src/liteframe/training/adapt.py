@@ -242,7 +242,10 @@ def _trainable(tune: TuneConfig, checkpoint: Checkpoint, encoder: VideoEncoder) 
         model.lm_head.requires_grad_(True)
         model.model.multi_modal_projector.requires_grad_(tune.projector)
     if tune.gradient_checkpointing:
-        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        language_model = model.model.language_model
+        # transformers 5.24 calls it by another name.
+        enable = getattr(language_model, "activation_checkpointing_enable", None)
+        (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
     module = nn.ModuleDict({"language_model": model.model.language_model, "lm_head": model.lm_head})
     module["projector"] = model.model.multi_modal_projector
     trained = _Trained(module, encoder if tune.encoder else None)
