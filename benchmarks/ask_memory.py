@@ -19,33 +19,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
+from long_video import encode_piece
 from rich.console import Console
 from rich.table import Table
 
 from liteframe.runtime import machine_facts
 
-WIDTH, HEIGHT, FPS = 640, 360, 25
 VIDEOS = {"10 seconds": 10, "10 minutes": 600}
 # What getrusage counts in: kilobytes on Linux, bytes on macOS.
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def make_video(path: Path, seconds: int) -> None:
-    """Write a textured picture that slides by a few pixels a frame, under another name until it is whole."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (HEIGHT // 8, WIDTH // 4, 3), np.uint8)
-    scene = np.kron(coarse, np.ones((8, 8, 1), np.uint8))  # twice as wide as the picture
+    """Write a video, under another name until it is whole."""
     part = path.with_suffix(".part.mp4")
-    with av.open(str(part), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "g": "60"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for index in range(seconds * FPS):
-            left = 3 * index % WIDTH
-            pixels = np.ascontiguousarray(scene[:, left : left + WIDTH])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode(None))
+    encode_piece(part, seconds, group=60)
     part.rename(path)
 
 

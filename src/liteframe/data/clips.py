@@ -263,7 +263,7 @@ class ClipSampler:
         entry = self._entries[number]
         words = [_CLIP, self._seed, _word(entry), *draw, *([] if missing is None else [_word(missing)])]
         key = f"{entry.name} {self._digest} " + " ".join(f"{word:x}" for word in words)
-        source = _file_size(entry.video)
+        source = file_size(entry.video)
         stands_in_for = None if missing is None else str(missing.video)
         if self._pixel_store is not None:
             kept = self._pixel_store.get(f"pixels of {key}", source)
@@ -334,7 +334,8 @@ def _word(entry: VideoEntry) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
-def _file_size(path: Path) -> str:
+def file_size(path: Path) -> str:
+    """The size in bytes, "" where there is no file: tells, without opening it, when a video was replaced."""
     try:
         return str(path.stat().st_size)
     except OSError:

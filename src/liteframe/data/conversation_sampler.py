@@ -18,11 +18,12 @@ import torch
 from jaxtyping import Float64, Int, UInt8
 from torch import Tensor
 
-from liteframe.data.clips import epoch_order
+from liteframe.data.clips import epoch_order, file_size
 from liteframe.data.conversations import Conversation, VideoRef
 from liteframe.data.json_records import BadRecord
-from liteframe.data.skipped import SkippedVideos
+from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
 from liteframe.errors import DataError, InputError, VideoError
+from liteframe.tensor_store import TensorStore
 from liteframe.video.decode import iter_frames
 from liteframe.video.sample import Sampling
 from liteframe.video.transform import resize
@@ -40,7 +41,8 @@ class WatchedConversation:
         number: its place in the file, from 0.
         conversation: as it stands there.
         pixels: uint8 (t, 3, H, W), RGB, not normalised; the frames of all its videos, one video behind the other, each
-            filled up with its last frame to a multiple of the group.
+            filled up with its last frame to a multiple of the group. None where `features` are known.
+        features: what an encoder made of these frames in an earlier epoch or run; else None.
         seconds: float64 (t,), times of the frames, each video's from its own beginning.
         key: names the videos, their parts and every setting that the pixels depend on.
         source: sizes of the files in bytes: tells when one was replaced.
@@ -49,7 +51,8 @@ class WatchedConversation:
 
     number: int
     conversation: Conversation
-    pixels: UInt8[Tensor, "t 3 H W"]
+    pixels: UInt8[Tensor, "t 3 H W"] | None
+    features: Tensor | None
     seconds: Float64[np.ndarray, " t"]
     key: str
     source: str
@@ -69,6 +72,7 @@ class ConversationSampler:
         skipped: SkippedVideos | None = None,
         window: int = 16,
         isolate: bool = True,
+        tokens: TensorStore | None = None,
     ) -> None:
         """Args:
         conversations: at least one.
@@ -79,6 +83,7 @@ class ConversationSampler:
         skipped: the account of unreadable videos; None begins one with the default policy and no list.
         window: batches among which conversations are exchanged to that end; 1 leaves them in random order.
         isolate: decode in a process of its own, so that a decoder that hangs or dies costs one video and not the run.
+        tokens: what `keep` stored; a conversation that is found there is not decoded again. None: every one is.
         """
         if not conversations:
             raise DataError("no conversation to learn from; check the file with liteframe data check")
@@ -89,6 +94,7 @@ class ConversationSampler:
         self._conversations = tuple(conversations)
         self._size, self._group, self._batch, self._seed, self._window = size, group, batch, seed, window
         self._isolate = isolate
+        self._tokens = tokens
         self._weights = [conversation.weight for conversation in conversations]
         self._length = len(epoch_order(seed, 0, self._weights, 1)[0])
         self._orders: dict[int, Int[np.ndarray, " n"]] = {}
@@ -144,6 +150,17 @@ class ConversationSampler:
         """
         self.skipped.skip(watched.number, VideoError(watched.conversation.source, reason, message))
 
+    def keep(self, watched: WatchedConversation, features: Tensor) -> Tensor:
+        """Store what the frozen encoder made of a conversation's frames; returns the features as they will come again.
+
+        They are rounded; a resumed run must not see other values, so it is these that are to be used.
+        """
+        if self._tokens is None:
+            return features
+        # Times as integers of the same bits: the store rounds what is floating.
+        times = torch.from_numpy(watched.seconds.view(np.int64))
+        return self._tokens.put(watched.key, {"features": features.cpu(), "seconds": times}, watched.source)["features"]
+
     def _order(self, epoch: int) -> Int[np.ndarray, " n"]:
         """The epoch's order, with the conversations of each batch of similar length."""
         with self._lock:
@@ -171,22 +188,22 @@ class ConversationSampler:
     def _read(self, number: int, num_frames: int, stands_in_for: str | None = None) -> WatchedConversation:
         conversation = self._conversations[number]
         share = max(1, num_frames // len(conversation.videos) // self._group) * self._group
+        parts = " ".join(f"{video.path} {video.start} {video.end}" for video in conversation.videos)
+        key = f"{parts} {share} frames {self._size[0]}x{self._size[1]}"
+        source = " ".join(file_size(video.path) for video in conversation.videos)
+        kept = self._tokens.get(key, source) if self._tokens is not None else None
+        if kept is not None:
+            self.skipped.note_readable(number)
+            times = kept["seconds"].numpy().view(np.float64)
+            return WatchedConversation(number, conversation, None, kept["features"], times, key, source, stands_in_for)
         pixels, seconds = [], []
         for video in conversation.videos:
             its_pixels, its_seconds = self._decode(number, video, share)
             pixels.append(its_pixels)
             seconds.append(its_seconds)
         self.skipped.note_readable(number)
-        key = " ".join(f"{video.path} {video.start} {video.end}" for video in conversation.videos)
-        return WatchedConversation(
-            number,
-            conversation,
-            torch.cat(pixels),
-            np.concatenate(seconds),
-            f"{key} {share} frames {self._size[0]}x{self._size[1]}",
-            " ".join(str(video.path.stat().st_size) for video in conversation.videos),
-            stands_in_for,
-        )
+        times = np.concatenate(seconds)
+        return WatchedConversation(number, conversation, torch.cat(pixels), None, times, key, source, stands_in_for)
 
     def _decode(
         self, number: int, video: VideoRef, num_frames: int
@@ -215,8 +232,8 @@ def num_letters(conversation: Conversation) -> int:
 
 def usable(
     records: Iterable[Conversation | BadRecord], skipped_list: Path | None, max_bad_share: float | int
-) -> list[Conversation]:
-    """The conversations among `records`; the others are listed, and too many of them stop the run.
+) -> tuple[list[Conversation], int]:
+    """The conversations among `records`, and how many others there are: they are listed, and too many stop the run.
 
     Args:
         records: what `read_conversations` gives.
@@ -240,7 +257,7 @@ def usable(
             f"{len(bad)} of {num_records} records cannot be used, more than max_bad_share={max_bad_share:g} allows: "
             f"{first}. Mend them (liteframe data check FILE shows all), or raise max_bad_share"
         )
-    listed = SkippedVideos(num_records, None, skipped_list)
+    listed = SkippedVideos(num_records, BadVideoPolicy(max_bad_share=1.0), skipped_list)
     for number, record in enumerate(bad):
-        listed.note_record(number, VideoError(record.source, "bad record", record.reason))
-    return good
+        listed.skip(number, VideoError(record.source, "bad record", record.reason))
+    return good, len(bad)

@@ -96,13 +96,6 @@ class SkippedVideos:
             if self.num_skipped > self.policy.max_bad_share * base:
                 raise DataError(self._too_many())
 
-    def note_record(self, number: int, error: VideoError) -> None:
-        """List what cannot be used, whatever the policy says."""
-        with self._lock:
-            self._tried.add(number)
-            self._skipped[number] = error
-            self._append(error)
-
     def _too_many(self) -> str:
         errors = list(self._skipped.values())[:_NUM_NAMED]
         named = "; ".join(f"{error.path} ({error.reason})" for error in errors)

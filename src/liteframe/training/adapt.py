@@ -163,7 +163,7 @@ def adapt(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     checkpoint = load_checkpoint(recipe.model, str(training_device()), _model_dtype(recipe))
     encoder = _build_encoder(recipe, checkpoint)
     module, adapted = _trainable(recipe.tune, checkpoint, encoder)
-    source = _lessons(recipe, checkpoint, encoder, output)
+    source, num_bad_records = _lessons(recipe, checkpoint, encoder, output)
     task = AdaptTask(
         module,
         checkpoint,
@@ -184,6 +184,7 @@ def adapt(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
         "base": {"name": recipe.model, "digest": _base_digest(checkpoint)},
         "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         "steps": recipe.steps,
+        "bad_records": num_bad_records,
         "skipped": source.num_skipped,
         **curve(output / "log.jsonl"),
     }
@@ -256,14 +257,17 @@ def _trainable(tune: TuneConfig, checkpoint: Checkpoint, encoder: VideoEncoder) 
     return trained, adapted
 
 
-def _lessons(recipe: AdaptRecipe, checkpoint: Checkpoint, encoder: VideoEncoder, output: Path) -> LessonSource:
+def _lessons(
+    recipe: AdaptRecipe, checkpoint: Checkpoint, encoder: VideoEncoder, output: Path
+) -> tuple[LessonSource, int]:
+    """Where lessons come from, and how many records of the file are none."""
     data = recipe.data
     if data.path is None:
         bank = TokenBank(data.bank, encoder, checkpoint.pixels, recipe.seed, output / "bank.safetensors")
-        return BankLessons(bank, checkpoint, encoder)
+        return BankLessons(bank, checkpoint, encoder), 0
     skipped_list = output / "skipped.jsonl" if Processes().is_main else None
     records = read_conversations(data.path, data.root)
-    conversations = usable(records, skipped_list, data.bad_videos.max_bad_share)
+    conversations, num_bad = usable(records, skipped_list, data.bad_videos.max_bad_share)
     sampler = ConversationSampler(
         conversations,
         (checkpoint.pixels.height, checkpoint.pixels.width),
@@ -273,8 +277,9 @@ def _lessons(recipe: AdaptRecipe, checkpoint: Checkpoint, encoder: VideoEncoder,
         SkippedVideos(len(conversations), data.bad_videos, skipped_list),
         data.window,
         data.isolate,
+        _token_cache(recipe, checkpoint),
     )
-    return ConversationLessons(sampler, checkpoint, encoder, data.turns == "chat", _token_cache(recipe, checkpoint))
+    return ConversationLessons(sampler, checkpoint, encoder, data.turns == "chat"), num_bad
 
 
 def _token_cache(recipe: AdaptRecipe, checkpoint: Checkpoint) -> TensorStore | None:

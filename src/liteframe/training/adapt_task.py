@@ -18,7 +18,6 @@ from liteframe.errors import InputError
 from liteframe.language.loading import Checkpoint
 from liteframe.language.projector import project_grid, shuffled_tokens
 from liteframe.language.prompt import PromptBuilder, Slots
-from liteframe.tensor_store import TensorStore
 from liteframe.training.loop import LoopConfig
 from liteframe.training.packing import VideoTurns, pack_turns, splice
 from liteframe.training.token_bank import TokenBank
@@ -38,15 +37,14 @@ class VideoLesson:
         features: (g, t, h, w, d) in the teacher's space, where they are known already; else None.
         pixels: uint8 (t, 3, H, W), whole groups of frames, where the features are not known; else None.
         name: for a run that has to stop at it.
-        key, source: of the token cache.
+        watched: the conversation it is about; None for a video of the bank.
     """
 
     turns: VideoTurns
     features: Float[Tensor, "g t h w d"] | None
     pixels: UInt8[Tensor, "t 3 H W"] | None
     name: str
-    key: str = ""
-    source: str = ""
+    watched: WatchedConversation | None = None
 
 
 @runtime_checkable
@@ -55,7 +53,7 @@ class LessonSource(Protocol):
 
     @property
     def num_skipped(self) -> int:
-        """Records and videos that could not be used so far."""
+        """Conversations and videos that could not be used so far."""
 
     def lesson(self, index: int, num_frames: int) -> VideoLesson:
         """Lesson `index`, 0 or more, about `num_frames` frames; may be called from several threads."""
@@ -97,19 +95,17 @@ class ConversationLessons:
         checkpoint: Checkpoint,
         encoder: VideoEncoder,
         is_chat: bool,
-        cache: TensorStore | None = None,
     ) -> None:
         self._sampler = sampler
         self._writer = TurnWriter(_prompts(checkpoint))
         self._tokens_per_slot = _tokens_per_slot(checkpoint, encoder)
         self._group_size = encoder.group_size
         self._is_chat = is_chat
-        self._cache = cache
         self._limit = int(checkpoint.model.config.text_config.max_position_embeddings)
 
     @property
     def num_skipped(self) -> int:
-        """Records and videos that could not be used so far."""
+        """Conversations that could not be used so far."""
         return self._sampler.skipped.num_skipped
 
     def lesson(self, index: int, num_frames: int) -> VideoLesson:
@@ -130,28 +126,23 @@ class ConversationLessons:
                 self._sampler.refuse(
                     watched,
                     "too long",
-                    f"{watched.conversation.source}: {longest} tokens with {len(watched.pixels)} frames, and the model "
-                    f"has {self._limit}; show fewer frames or cut the conversation",
+                    f"{watched.conversation.source}: {longest} tokens with {len(watched.seconds)} frames, and the "
+                    f"model has {self._limit}; show fewer frames or cut the conversation",
                 )
                 continue
-            kept = self._cache.get(watched.key, watched.source) if self._cache is not None else None
-            features = kept["features"] if kept is not None else None
-            pixels = None if features is not None else watched.pixels
-            name = watched.conversation.source
-            return VideoLesson(turns, features, pixels, name, watched.key, watched.source)
+            return VideoLesson(turns, watched.features, watched.pixels, watched.conversation.source, watched)
         raise InputError("none of the conversations fits into the model's context; show fewer frames")
 
     def keep(self, lesson: VideoLesson, features: Float[Tensor, "g t h w d"]) -> Float[Tensor, "g t h w d"]:
-        """Into the cache; what that gives back is rounded, and a resumed run must not see other values."""
-        if self._cache is None:
-            return features
-        return self._cache.put(lesson.key, {"features": features.cpu()}, lesson.source)["features"]
+        """Into the sampler's store, where it has one."""
+        assert lesson.watched is not None
+        return self._sampler.keep(lesson.watched, features)
 
     def _write(self, watched: WatchedConversation) -> VideoTurns:
         conversation = watched.conversation
         return self._writer.conversation(
             [(turn.question, turn.answer) for turn in conversation.turns],
-            Slots(len(watched.pixels), self._group_size, watched.seconds),
+            Slots(len(watched.seconds), self._group_size, watched.seconds),
             self._tokens_per_slot,
             conversation.system,
             self._is_chat,
