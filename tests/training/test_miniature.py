@@ -281,6 +281,7 @@ def test_the_projects_recipe_is_valid() -> None:
         ("text_layers = 2", "text_layers = 2\ntext_width = 64", "'full': text_width 64 is fewer"),
         ('name = "more"\ntext_layers = 1', 'name = "more"\ntext_layers = 3', "'full': text_layers 2 is fewer"),
         ("narrated_blocks = 1", "narrated_blocks = 2", "'story': text_layers 1 is fewer than narrated_blocks 2"),
+        ("narration = 1.0", "narration = 1.0\nrecall = 1.0", "'story': text_layers 1 is fewer than recalled_blocks 6"),
         ('"full"', '"more"', "same name"),
     ],
 )

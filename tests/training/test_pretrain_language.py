@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from liteframe.data.needles import plan_needles
 from liteframe.language.prompt import PromptBuilder, PromptConfig, Slots
 from liteframe.training.growth import grow_into
 from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer
-from liteframe.training.narration import Narrator, tell_story
+from liteframe.training.narration import RECALL, UNTOLD, Narrator, Recall, tell_story
 from liteframe.training.pretrain_language import (
     FrameBank,
     LanguageStageConfig,
@@ -46,7 +47,8 @@ def task() -> LanguageTask:
     bank = FrameBank(features, [bank_clip_needles(0, i) for i in range(3)])
     config = LanguageStageConfig(name="t", text_layers=2, steps=3, learning_rate=1e-3, batch=3, frames=(5,), turns=4)
     prompts = PromptBuilder(tokenizer, PromptConfig.named("bare"), model.config.image_token_id)
-    task = LanguageTask(model, Narrator(TINY.text_width, 1), prompts, bank, config)
+    narrators = Narrator(TINY.text_width, 1), Narrator(TINY.text_width, 2, RECALL)
+    task = LanguageTask(model, *narrators, prompts, bank, config)
     task.model, task.prompts = model, prompts
     return task
 
@@ -107,7 +109,7 @@ def test_without_turns_the_narrator_alone_teaches(task: LanguageTask) -> None:
     config = LanguageStageConfig(
         name="s", text_layers=2, steps=9, learning_rate=1e-3, batch=8, narration=0.5, **settings
     )
-    silent = LanguageTask(task.model, task.module.narrator, task.prompts, task._bank, config)
+    silent = LanguageTask(task.model, task.module.narrator, task.module.recaller, task.prompts, task._bank, config)
     shapes = set()
     for step in range(9):
         batch = silent.batch(step)
@@ -134,6 +136,20 @@ def test_without_turns_the_narrator_alone_teaches(task: LanguageTask) -> None:
     ]
     torch.testing.assert_close(loss, 0.5 * torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
     assert set(figures) == {"told", "tokens"}
+
+
+def test_what_is_recalled_adds_its_loss(task: LanguageTask) -> None:
+    def loss(weight: float) -> tuple[torch.Tensor, dict[str, float]]:
+        config = task._config.model_copy(update={"recall": weight})
+        module = task.module
+        recalling = LanguageTask(task.model, module.narrator, module.recaller, task.prompts, task._bank, config)
+        return recalling.loss(recalling.batch(1))
+
+    (without, figures), (once, recalled), (twice, _) = loss(0.0), loss(0.5), loss(1.0)
+    assert "recalled" not in figures and 0 <= recalled["recalled"] < 0.6
+    # Untrained: near the mean of the logarithms of the numbers of classes, most of them of "nothing" to any name.
+    assert 1.0 < float((once - without).detach()) / 0.5 < 4.0
+    torch.testing.assert_close(twice - once, once - without, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("blocks", "width", "mlp"), [(5, 128, 96), (2, 384, 288), (3, 256, 100)])
@@ -167,7 +183,7 @@ def test_shrinking_is_refused(task: LanguageTask) -> None:
 
 def test_texts_behind_a_video_stay_within_their_limit(task: LanguageTask) -> None:
     config = task._config.model_copy(update={"text_tokens": 90, "turns": 30, "card_share": 1.0, "batch": 6})
-    limited = LanguageTask(task.model, task.module.narrator, task.prompts, task._bank, config)
+    limited = LanguageTask(task.model, task.module.narrator, task.module.recaller, task.prompts, task._bank, config)
     turns = limited.batch(1).turns
     lengths = (turns.ids != task.prompts.tokenizer.pad_token_id).sum(1) - turns.visual.sum(1) - 3
     assert lengths.max() <= 90 and lengths.float().mean() > 70
@@ -268,3 +284,42 @@ def test_the_story_at_a_token_is_told_by_the_tokens_up_to_it() -> None:
             else:
                 before = shown[-2]
                 assert (NAMES[name_before - 1], list(COLOURS)[colour_before - 1]) == (before.name, before.colour)
+
+
+def test_what_a_text_names_is_recalled_at_its_last_word() -> None:
+    tokenizer = build_tokenizer(TINY.vocabulary)
+    things = [("star", "red"), ("3", "blue"), ("star", "green"), ("ring", "blue"), ("heart", "white")]
+    example = bank_clip_needles(0, 0)[0]
+    needles = [replace(example, name=name, colour=colour) for name, colour in things]
+    text = (
+        "What came right after the blue 3? How many stars? How many hearts, and blue things:3? "
+        "red star, blue star, heart 7"
+    )
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    facts = Recall(tokenizer).facts(ids, needles)
+
+    def thing(at: int | None) -> list[int]:
+        return [0, 0] if at is None else [1 + NAMES.index(things[at][0]), 1 + list(COLOURS).index(things[at][1])]
+
+    def one(at: int, before: int | None, after: int | None) -> list[int]:
+        return [*thing(at), *thing(before), *thing(after), at + 1, 1]
+
+    def several(count: int) -> list[int]:
+        return [UNTOLD] * 7 + [count]
+
+    expected = [
+        (" blue", several(2)),
+        ("3", one(1, 0, 2)),
+        (" stars", several(2)),
+        (" hearts", one(4, 3, None)),
+        (" blue", several(2)),
+        (" red", one(0, None, 1)),
+        (" star", one(0, None, 1)),
+        (" blue", several(2)),
+        (" star", several(0)),
+        (" heart", one(4, 3, None)),
+        ("7", several(0)),
+    ]
+    found = [(tokenizer.decode([ids[at]]), row.tolist()) for at, row in enumerate(facts) if (row != UNTOLD).any()]
+    assert found == expected
+    assert len(RECALL) == facts.shape[1]

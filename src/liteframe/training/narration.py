@@ -1,44 +1,72 @@
-"""Narration: from every visual token the language model's middle layers must tell the story so far.
+"""Narration: the language model's middle layers must tell the story at every visual token, and recall it at every name.
 
 A question is answered from a handful of tokens, so questions alone teach slowly where to look. While the miniature is
-trained, small classifiers on the visual positions of a middle layer ask more, and of every token: what is being shown
-or was shown last, what came before it, how many there were, how many of its colour and of its name. That is what
-retrieval, ordering and counting look up. The classifiers are thrown away afterwards (auxiliary losses on inner layers
-are those of deeply-supervised nets, arXiv 1409.5185).
+trained, small classifiers on the hidden states of a middle layer ask more:
+
+* at every visual token, the story so far: what is being shown or was shown last, what came before it, how many there
+  were, how many of its colour and of its name. That is what retrieval, ordering and counting look up;
+* some blocks later, at every word of a text that names a thing, what the video showed of it: its colour and name, what
+  came right before and right after it, the how-manieth it was, and how many there were of it. That is the looking up.
+
+The classifiers are thrown away afterwards (auxiliary losses on inner layers are those of deeply-supervised nets, arXiv
+1409.5185).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
-from liteframe.data.needle_art import COLOURS, NAMES
+from liteframe.data.needle_art import COLOURS, DIGITS, NAMES, SHAPES
 from liteframe.data.needle_turns import BANK_CLIP, Composition, needle_cells
 from liteframe.data.questions import Needle
 
 STORY = ("name", "colour", "name before", "colour before", "count", "count of colour", "count of name")
-"""The facts told at every token; 0 where there is nothing to tell yet, else 1 + an index, or a count."""
-_CLASSES = (len(NAMES) + 1, len(COLOURS) + 1, len(NAMES) + 1, len(COLOURS) + 1, *(BANK_CLIP.needles[1] + 1,) * 3)
+"""The facts told at every visual token; 0 where there is nothing to tell yet, else 1 + an index, or a count."""
+RECALL = ("name", "colour", "name before", "colour before", "name after", "colour after", "number", "count")
+"""The facts recalled where a thing is named."""
+UNTOLD = -100
+"""Instead of a fact, where it is not asked for: what torch's cross-entropy leaves out."""
 
 
 class Narrator(nn.Module):
-    """The classifiers; they look at the language model's hidden states after its first `after_blocks` blocks."""
+    """The classifiers; they look at the language model's hidden states after its first `after_blocks` blocks.
 
-    def __init__(self, width: int, after_blocks: int) -> None:
+    Args:
+        width: of the hidden states.
+        facts: names out of `STORY` and `RECALL`.
+    """
+
+    def __init__(self, width: int, after_blocks: int, facts: Sequence[str] = STORY) -> None:
         super().__init__()
-        self.after_blocks = after_blocks
+        self.facts, self.after_blocks = tuple(facts), after_blocks
         self.norm = nn.LayerNorm(width)
-        self.heads = nn.Linear(width, sum(_CLASSES))
+        self.heads = nn.Linear(width, sum(map(_classes, facts)))
 
-    def forward(self, hidden: Float[Tensor, "b v d"], story: Int[Tensor, "b v facts"]) -> tuple[Tensor, float]:
-        """Mean cross-entropy over tokens and facts; also the share that is right."""
-        parts = self.heads(self.norm(hidden)).split(_CLASSES, dim=-1)
-        losses = [F.cross_entropy(part.flatten(0, 1), story[..., i].flatten()) for i, part in enumerate(parts)]
-        right = [(part.argmax(-1) == story[..., i]).float().mean() for i, part in enumerate(parts)]
-        return torch.stack(losses).mean(), float(torch.stack(right).mean())
+    def forward(self, hidden: Float[Tensor, "n d"], facts: Int[Tensor, "n facts"]) -> tuple[Tensor, float]:
+        """Mean cross-entropy over tokens and facts (but those untold); also the share that is right."""
+        parts = self.heads(self.norm(hidden)).split([_classes(name) for name in self.facts], dim=-1)
+        losses, right, told = [], 0, 0
+        for part, fact in zip(parts, facts.unbind(-1), strict=True):
+            known = fact != UNTOLD
+            if not known.any():
+                continue
+            losses.append(F.cross_entropy(part[known], fact[known]))
+            right += int((part[known].argmax(-1) == fact[known]).sum())
+            told += int(known.sum())
+        return (torch.stack(losses).mean(), right / told) if losses else (hidden.sum() * 0, 1.0)
+
+
+def _classes(fact: str) -> int:
+    """Of a fact: "nothing" and each name or colour, or 0 to the most needles of a clip."""
+    values = {"name": len(NAMES), "colour": len(COLOURS)}.get(fact.split(maxsplit=1)[0], BANK_CLIP.needles[1])
+    return values + 1
 
 
 def tell_story(composition: Composition, kept: Int[np.ndarray, "t k"], side: int) -> Int[np.ndarray, "v facts"]:
@@ -56,11 +84,64 @@ def _told(needles: tuple[Needle, ...]) -> tuple[int, ...]:
     """The story when the last of `needles` has been seen."""
     last, before = needles[-1], needles[-2] if len(needles) > 1 else None
     return (
-        1 + NAMES.index(last.name),
-        1 + list(COLOURS).index(last.colour),
-        1 + NAMES.index(before.name) if before else 0,
-        1 + list(COLOURS).index(before.colour) if before else 0,
+        *_names(last),
+        *_names(before),
         len(needles),
         sum(needle.colour == last.colour for needle in needles),
         sum(needle.name == last.name for needle in needles),
     )
+
+
+class Recall:
+    """Finds where texts name a thing, and what is to be recalled of it there.
+
+    Args:
+        tokenizer: of the model. Shapes and colours are single tokens in it, with and without a space before; a digit is
+            one behind a space of its own, which tells it from the number that answers a question.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        def single(text: str) -> int | None:
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            return ids[0] if len(ids) == 1 else None
+
+        self._space = single(" ")
+        self._colours = {single(form): colour for colour in COLOURS for form in (colour, f" {colour}")}
+        forms = {shape: (shape, f" {shape}", f" {shape}s", f" {shape}es") for shape in SHAPES}
+        self._shapes = {single(form): shape for shape in SHAPES for form in forms[shape]}
+        self._digits = {single(digit): digit for digit in DIGITS}
+        for words in (self._colours, self._shapes, self._digits):
+            words.pop(None, None)
+
+    def facts(self, ids: Sequence[int], needles: Sequence[Needle]) -> Int[np.ndarray, "p facts"]:
+        """What is to be recalled at each token of a text about a video with these needles, in order of time."""
+        told = np.full((len(ids), len(RECALL)), UNTOLD)
+        for at, token in enumerate(ids):
+            if token in self._colours:
+                told[at] = self._fact(needles, self._colours[token], None)
+                continue
+            before = at - 1
+            name = self._shapes.get(token)
+            if name is None and at and ids[before] == self._space:
+                name, before = self._digits.get(token), before - 1
+            if name is not None:
+                colour = self._colours.get(ids[before]) if before >= 0 else None
+                told[at] = self._fact(needles, colour, name)
+        return told
+
+    def _fact(self, needles: Sequence[Needle], colour: str | None, name: str | None) -> list[int]:
+        """Of the thing with this colour and name, as far as they are given; all but its count only if it is one."""
+        meant = [
+            at for at, needle in enumerate(needles) if colour in (None, needle.colour) and name in (None, needle.name)
+        ]
+        if len(meant) != 1:
+            return [UNTOLD] * (len(RECALL) - 1) + [len(meant)]
+        at = meant[0]
+        before = needles[at - 1] if at else None
+        after = needles[at + 1] if at + 1 < len(needles) else None
+        return [*_names(needles[at]), *_names(before), *_names(after), at + 1, 1]
+
+
+def _names(needle: Needle | None) -> tuple[int, int]:
+    """Name and colour as facts."""
+    return (1 + NAMES.index(needle.name), 1 + list(COLOURS).index(needle.colour)) if needle else (0, 0)

@@ -21,7 +21,7 @@ from liteframe.training.checkpoint import load_weights
 from liteframe.training.growth import grow_into, grow_narrator
 from liteframe.training.loop import LoopConfig, Task, train
 from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer
-from liteframe.training.narration import Narrator
+from liteframe.training.narration import RECALL, Narrator
 from liteframe.training.pretrain_language import LanguageStageConfig, LanguageTask, build_bank, start_projector
 from liteframe.training.pretrain_vision import Tutor, TutorTask, VisionStageConfig, VisionTask
 from liteframe.training.record import command_line, curve, finished_record, move_into, write_record
@@ -43,7 +43,9 @@ class PretrainRecipe(Config):
     vision: VisionStageConfig
     """Stage 1."""
     narrated_blocks: int = pydantic.Field(4, ge=1)
-    """Blocks of the language model before the narrator (`training.narration`)."""
+    """Blocks of the language model before its story is told (`training.narration`)."""
+    recalled_blocks: int = pydantic.Field(6, ge=1)
+    """Blocks before what is recalled where a text names a thing."""
     language: tuple[LanguageStageConfig, ...] = pydantic.Field(min_length=1)
     """Stages 2, 3, ...: from the story of short clips to all questions on all tokens of long ones."""
 
@@ -57,6 +59,12 @@ class PretrainRecipe(Config):
                 f"stage '{stages[0].name}': text_layers {stages[0].text_layers} is fewer than "
                 f"narrated_blocks {self.narrated_blocks}"
             )
+        for stage in stages:
+            if stage.recall and stage.text_layers < self.recalled_blocks:
+                raise ValueError(
+                    f"stage '{stage.name}': text_layers {stage.text_layers} is fewer than "
+                    f"recalled_blocks {self.recalled_blocks}"
+                )
         for before, after in itertools.pairwise(stages):
             for name, old, new in zip(
                 ("text_layers", "text_width"), self.shape(before), self.shape(after), strict=True
@@ -109,15 +117,16 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     bank = build_bank(tower, recipe.bank_clips, recipe.seed, pixels, output / "bank.safetensors")
 
     start_projector(model.model.multi_modal_projector, vision.module.reader, model.get_input_embeddings(), tokenizer)
-    narrator = Narrator(recipe.shape(recipe.language[0])[1], recipe.narrated_blocks)
+    width = recipe.shape(recipe.language[0])[1]
+    narrator, recaller = Narrator(width, recipe.narrated_blocks), Narrator(width, recipe.recalled_blocks, RECALL)
     for number, stage in enumerate(recipe.language, start=2):
         text = model.config.text_config
         if recipe.shape(stage) != (text.num_hidden_layers, text.hidden_size):
             small, model = model, recipe.build(stage, tokenizer)
             grow_into(model, small)
-            narrator = grow_narrator(narrator, recipe.shape(stage)[1])
+            narrator, recaller = (grow_narrator(one, recipe.shape(stage)[1]) for one in (narrator, recaller))
         name = f"language-{stage.name}"
-        task = LanguageTask(model, narrator, prompts, bank, stage)
+        task = LanguageTask(model, narrator, recaller, prompts, bank, stage)
         stages[name] = _stage(task, stage, output / name, f"{number} {name}")
 
     record = {

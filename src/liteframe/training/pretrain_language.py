@@ -8,7 +8,8 @@ Two things make this cheap enough for two CPU cores:
 
 A stage may keep only some of each frame's tokens, at their true positions (as FLIP does with patches, arXiv
 2212.00794). The first blocks learn from the narrator (`training.narration`) what happens in a video, before there is a
-question at all; then the others learn, from questions and flash cards (`data.needle_turns`), to look it up.
+question at all; then the others learn, from questions and flash cards (`data.needle_turns`), to look it up. On the way
+they must recall, wherever a text names a thing, what the video showed of it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from liteframe.encoders.interface import PixelConfig
 from liteframe.language.projector import pixel_shuffle
 from liteframe.language.prompt import PromptBuilder, Slots
 from liteframe.training.loop import LoopConfig
-from liteframe.training.narration import Narrator, tell_story
+from liteframe.training.narration import UNTOLD, Narrator, Recall, tell_story
 from liteframe.training.packing import PackedTurns, VideoTurns, pack_turns, splice
 from liteframe.training.pretrain_vision import CellReader
 from liteframe.training.turn_writer import TurnWriter
@@ -88,7 +89,9 @@ class LanguageStageConfig(LoopConfig):
     card_share: float = 0.0
     """Share of the decks of flash cards that are asked of a video."""
     narration: float = 0.0
-    """Weight of the narrator's loss beside that of the answers, see `training.narration`."""
+    """Weight of the loss of the story beside that of the answers, see `training.narration`."""
+    recall: float = 0.0
+    """Weight of the loss of what is recalled where a thing is named."""
 
 
 @dataclass(frozen=True)
@@ -166,39 +169,43 @@ class LanguageBatch:
     Attributes:
         turns: the text, with a place for every kept visual token.
         visual: float32 (b, v, 4d), those tokens, not projected.
-        story: int64 (b, v, 7), what the narrator is to tell.
+        story: int64 (b, v, 7), what is to be told at each visual token.
+        recalled: int64 (b, p, 8), what is to be recalled at each token of the text, see `training.narration`.
     """
 
     turns: PackedTurns
     visual: Float[Tensor, "b v c"]
-    story: Int[Tensor, "b v facts"]
+    story: Int[Tensor, "b v story"]
+    recalled: Int[Tensor, "b p recall"]
 
 
 class LanguageModule(nn.Module):
-    """What the language stages train: the projector, the language model and its narrator, without the tower."""
+    """What the language stages train: the projector, the language model and its narrators, without the tower."""
 
-    def __init__(self, model: InternVLForConditionalGeneration, narrator: Narrator) -> None:
+    def __init__(self, model: InternVLForConditionalGeneration, narrator: Narrator, recaller: Narrator) -> None:
         super().__init__()
-        self.narrator = narrator
+        self.narrator, self.recaller = narrator, recaller
         self.projector = model.model.multi_modal_projector
         self.language_model = model.model.language_model
 
 
 class LanguageTask:
-    """The narrator's loss, and the next-token loss on answers only, many questions behind each video."""
+    """The narrators' losses, and the next-token loss on answers only, many questions behind each video."""
 
     def __init__(
         self,
         model: InternVLForConditionalGeneration,
         narrator: Narrator,
+        recaller: Narrator,
         prompts: PromptBuilder,
         bank: FrameBank,
         config: LanguageStageConfig,
     ) -> None:
-        self.module = LanguageModule(model, narrator)
+        self.module = LanguageModule(model, narrator, recaller)
         self._head = model.lm_head
         self._prompts = prompts
         self._writer = TurnWriter(prompts)
+        self._recall = Recall(prompts.tokenizer)
         self._bank = bank
         self._config = config
         self._lead = self._writer.prefix(Slots(1), 1)[:-1]
@@ -211,7 +218,7 @@ class LanguageTask:
         reach = 1 + round(min(1.0, 3 * step / config.steps) * (len(config.frames) - 1))
         num_frames = config.frames[int(rng.integers(reach))]
         per_frame = config.tokens_per_frame[int(rng.integers(len(config.tokens_per_frame)))]
-        videos, visual, stories = [], [], []
+        videos, visual, stories, shown = [], [], [], []
         for _ in range(max(1, min(config.batch, config.visual_tokens // (num_frames * per_frame)))):
             clip = int(rng.integers(len(self._bank.needles)))
             composition = compose(rng, self._bank.needles[clip], num_frames, config.most_needles)
@@ -232,8 +239,11 @@ class LanguageTask:
             visual.append(features.gather(1, chosen).flatten(0, 1).float())
             videos.append(self._video_turns(kept, turns))
             stories.append(tell_story(composition, kept, self._side))
+            shown.append(composition.needles)
         packed = pack_turns(videos, self._prompts.image_token_id, int(self._prompts.tokenizer.pad_token_id))
-        return LanguageBatch(packed, torch.stack(visual), torch.from_numpy(np.stack(stories)))
+        recalls = [self._recall.facts(row.tolist(), needles) for row, needles in zip(packed.ids, shown, strict=True)]
+        told, recalled = (torch.from_numpy(np.stack(facts)) for facts in (stories, recalls))
+        return LanguageBatch(packed, torch.stack(visual), told, recalled)
 
     def _within_limit(self, rng: np.random.Generator, turns: list[Lesson]) -> list[Lesson]:
         """As many of the turns, in random order, as there is room for."""
@@ -289,11 +299,17 @@ class LanguageTask:
             use_cache=False,
             output_hidden_states=True,
         )
-        narrator = self.module.narrator
-        middle = output.hidden_states[narrator.after_blocks][turns.visual]
-        narrated, told = narrator(middle.view(*batch.story.shape[:2], -1), batch.story)
+        narrator, recaller = self.module.narrator, self.module.recaller
+        told_at = output.hidden_states[narrator.after_blocks][turns.visual]
+        narrated, told = narrator(told_at, batch.story.flatten(0, 1))
         figures = {"told": told, "tokens": float(batch.visual.shape[1])}
         loss = self._config.narration * narrated
+        if self._config.recall:
+            named = (batch.recalled != UNTOLD).any(-1)
+            recalled, figures["recalled"] = recaller(
+                output.hidden_states[recaller.after_blocks][named], batch.recalled[named]
+            )
+            loss = loss + self._config.recall * recalled
         asked = turns.targets >= 0
         if asked.any():
             logits, targets = self._head(output.last_hidden_state[asked]), turns.targets[asked]
