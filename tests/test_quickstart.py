@@ -44,11 +44,12 @@ class Stub(VideoLLM):
 
 def test_report_counts_and_the_picture_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub = Stub()
-    monkeypatch.setattr(VideoLLM, "from_pretrained", classmethod(lambda cls, name: stub))
+    monkeypatch.setattr(VideoLLM, "from_pretrained", classmethod(lambda cls, name, encoder: stub))
     screen, progress = io.StringIO(), []
     report = quickstart.run(
         tmp_path / "out",
         videos=2,
+        long_videos=0,
         seed=1,
         console=Console(file=screen, width=200),
         on_progress=lambda *done: progress.append(done),
@@ -67,13 +68,46 @@ def test_report_counts_and_the_picture_opens(tmp_path: Path, monkeypatch: pytest
         # It shows something: neither blank nor one colour.
         assert np.asarray(picture.convert("L")).std() > 20
     assert json.loads((tmp_path / "out" / "quickstart.json").read_text()) == report
-    assert not list((tmp_path / "out").glob(".*"))
+    assert not list((tmp_path / "out").glob(".*")) and report["long"] == [] and report["pareto"] is None
     shown = screen.getvalue()
     assert "4 of 6 right" in shown and "no idea [red]" in shown and "prefill" in shown
 
 
+def test_long_videos_are_asked_with_three_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub, loaded, progress, screen = Stub(), [], [], io.StringIO()
+
+    def from_pretrained(cls: type, name: str, encoder: str, **where: str) -> Stub:
+        loaded.append((name, encoder))
+        return stub
+
+    monkeypatch.setattr(VideoLLM, "from_pretrained", classmethod(from_pretrained))
+    monkeypatch.setattr(quickstart, "base_of", {"adapted": "its base"}.get)
+    report = quickstart.run(
+        tmp_path,
+        videos=1,
+        long_videos=1,
+        model="adapted",
+        console=Console(file=screen, width=200),
+        on_progress=lambda *done: progress.append(done),
+    )
+    # What the language model was adapted for is asked of it; the teacher's own tokens, of the one before.
+    assert loaded == [
+        ("its base", "teacher"),
+        ("its base", "teacher"),
+        ("its base", "pooled"),
+        ("adapted", "liteframe"),
+    ]
+    rows = {row["encoder"]: row for row in report["long"]}
+    assert {name: row["frames"] for name, row in rows.items()} == {"teacher": 32, "pooled": 256, "liteframe": 256}
+    assert all(row["questions"] == 6 and row["accuracy"] == pytest.approx(5 / 6) for row in rows.values())
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    with Image.open(report["pareto"]) as picture:
+        picture.verify()
+    assert "83%" in screen.getvalue() and "1.00x" in screen.getvalue()
+
+
 def test_with_the_miniature(tmp_path: Path, mini: str) -> None:
-    report = quickstart.run(tmp_path, videos=1, model=mini)
+    report = quickstart.run(tmp_path, videos=1, long_videos=0, model=mini)
     assert report["questions"] == 3 and 0 <= report["right"] <= 3
     with Image.open(report["picture"]) as picture:
         picture.verify()

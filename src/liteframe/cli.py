@@ -298,13 +298,14 @@ def report(
 """)
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for what it makes.")] = Path("quickstart"),
-    videos: Annotated[int, typer.Option(min=1, help="How many videos to make.")] = 4,
+    videos: Annotated[int, typer.Option(min=1, help="How many short videos to make.")] = 4,
+    long_videos: Annotated[int, typer.Option(min=0, help="How many long ones; 0 leaves that part out.")] = 4,
     model: Model = "mini",
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> dict[str, Any]:
-    """The whole story on this machine: make videos, ask about them, compare with the truth."""
+    """The whole story on this machine: make videos, ask about them, see what more frames give and what they cost."""
     from liteframe.quickstart import run
 
     with terminal.progress("Watching") as on_progress:
-        return run(out, videos, seed, console=Console(), model=model, on_progress=on_progress)
+        return run(out, videos, long_videos, seed, console=Console(), model=model, on_progress=on_progress)

@@ -31,8 +31,8 @@ import numpy as np
 import torch
 
 from liteframe.encoded_video import EncodedVideo
-from liteframe.encoders import STUDENT_FOLDER, EncoderSource, build_encoder
-from liteframe.encoders.interface import VideoEncoder, group_frames
+from liteframe.encoders import EncoderSource, build_encoder
+from liteframe.encoders.interface import STUDENT_FOLDER, VideoEncoder, group_frames
 from liteframe.errors import InputError, VideoWarning
 from liteframe.language.loading import Checkpoint, load_checkpoint, save_checkpoint
 from liteframe.language.prompt import Slots

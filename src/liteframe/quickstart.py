@@ -1,4 +1,9 @@
-"""The whole line on this machine: make a few videos, ask, compare with the truth, show where the time went."""
+"""The whole story on this machine, in two parts, each with videos that are made on the spot.
+
+1. Short videos, asked with the ViT of the teacher: question, answer and truth, and where the time went.
+2. Long videos, the same questions with three encoders: the teacher on N frames, its tokens pooled after the ViT on 8N
+   frames, and LiteFrame on 8N frames. More frames find what fewer miss; only a small encoder makes them cheap.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +16,11 @@ import numpy as np
 
 from liteframe.data.needles import NeedleConfig, write_benchmark
 from liteframe.evaluation.benchmarks import Item, load_needles
+from liteframe.evaluation.report import write_report
+from liteframe.evaluation.runner import evaluate
 from liteframe.evaluation.scoring import confidence_interval, is_right
-from liteframe.files import replacing
+from liteframe.files import replacing, write_whole
+from liteframe.language.loading import base_of
 from liteframe.pipeline import EncodedVideo, VideoLLM
 from liteframe.types import Frames
 from liteframe.video.decode import read_video
@@ -22,33 +30,59 @@ if TYPE_CHECKING:
 
 STAGES = ("decode", "preprocess", "encode", "prefill", "generate")
 _FRAMES = 32
+_LONG = NeedleConfig(frames=512, needle_frames=(4, 16), questions_per_video=6)
+_SETTINGS = (("teacher", _FRAMES), ("pooled", 8 * _FRAMES), ("liteframe", 8 * _FRAMES))
 
 
 def run(
     out: str | Path,
     videos: int = 4,
+    long_videos: int = 4,
     seed: int = 0,
     console: Console | None = None,
     model: str = "mini",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Write `videos` needle videos into `out`, ask three questions about each, draw ``quickstart.png``.
+    """Make videos of needles in `out`, ask about them, and draw ``quickstart.png`` and ``long/accuracy-latency.png``.
 
     Args:
-        out: folder for the videos, the picture and ``quickstart.json``.
-        videos: how many.
+        out: folder for the videos, the pictures and ``quickstart.json``.
+        videos: how many short ones, of 32 frames and three questions each.
+        long_videos: how many long ones, of 512 frames and six questions each; 0 leaves the second part out.
         seed: of the benchmark's random stream; the miniature was trained on another stream.
         console: where the questions, answers and times are printed; None prints nothing.
-        on_progress: called with (videos done, videos in all).
+        model: an adapted model; the teacher's rows are asked of the model that it was adapted from.
+        on_progress: called with (videos watched, videos to watch).
 
     Returns:
         ``{"answers": [{video, question, answer, truth, right}], "right", "questions", "ci95",
-        "seconds": {stage: seconds per video}, "picture", "model"}``.
+        "seconds": {stage: seconds per video}, "picture", "model", "long": rows of `report.write_report`, "pareto": the
+        second picture, or None}``.
     """
     out = Path(out)
+    total = videos + long_videos * len(_SETTINGS)
+
+    def tell(done: int, _: int = 0) -> None:
+        if on_progress:
+            on_progress(done, total)
+
+    teacher = base_of(model)
+    report = _ask_short(out, videos, seed, teacher, tell)
+    report["long"], report["pareto"] = [], None
+    if long_videos:
+        report["long"] = _ask_long(out / "long", long_videos, seed, {"liteframe": model}, teacher, tell, videos)
+        report["pareto"] = str(out / "long" / "accuracy-latency.png")
+    write_whole(out / "quickstart.json", json.dumps(report, indent=1) + "\n")
+    if console is not None:
+        _print(console, report)
+    return report
+
+
+def _ask_short(out: Path, videos: int, seed: int, model: str, tell: Callable[[int], None]) -> dict[str, Any]:
+    """Part 1."""
     write_benchmark(out, videos, seed, NeedleConfig(frames=_FRAMES))
     items = load_needles(out)
-    answerer = VideoLLM.from_pretrained(model)
+    answerer = VideoLLM.from_pretrained(model, encoder="teacher")
     answers, seconds, shown = [], dict.fromkeys(STAGES, 0.0), None
     paths = sorted({item.video for item in items})
     for done, path in enumerate(paths, start=1):
@@ -58,13 +92,12 @@ def run(
         for stage in STAGES:
             seconds[stage] += watched.timings.get(stage, 0.0)
         shown = shown or path
-        if on_progress:
-            on_progress(done, len(paths))
+        tell(done)
     assert shown is not None
     right = sum(answer["right"] for answer in answers)
     per_video = {stage: total / len(paths) for stage, total in seconds.items()}
     picture = draw_picture(out / "quickstart.png", shown, out / "questions.jsonl", answers, per_video)
-    report = {
+    return {
         "answers": answers,
         "right": right,
         "questions": len(answers),
@@ -73,10 +106,34 @@ def run(
         "picture": str(picture),
         "model": model,
     }
-    (out / "quickstart.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if console is not None:
-        _print(console, report)
-    return report
+
+
+def _ask_long(
+    folder: Path,
+    videos: int,
+    seed: int,
+    models: dict[str, str],
+    teacher: str,
+    tell: Callable[[int], None],
+    done: int,
+) -> list[dict[str, Any]]:
+    """Part 2: what `liteframe needles`, `evaluate` and `report` do."""
+    write_benchmark(folder, videos, seed + 1, _LONG)
+    for at, (encoder, frames) in enumerate(_SETTINGS):
+        evaluate(
+            "needles",
+            folder,
+            models.get(encoder, teacher),
+            [encoder],
+            [frames],
+            out=folder / encoder,
+            on_progress=_counting_on(tell, done + at * videos),
+        )
+    return write_report(folder)["rows"]
+
+
+def _counting_on(tell: Callable[[int], None], done: int) -> Callable[[int, int], None]:
+    return lambda watched, _: tell(done + watched)
 
 
 def _ask(model: VideoLLM, watched: EncodedVideo, item: Item, seconds: dict[str, float]) -> dict[str, Any]:
@@ -112,6 +169,32 @@ def _print(console: Console, report: dict[str, Any]) -> None:
         f"{report['right']} of {report['questions']} right (95 % interval {low:.0%} to {high:.0%}); "
         f"picture: {report['picture']}"
     )
+    if report["long"]:
+        _print_long(console, report)
+
+
+def _print_long(console: Console, report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    rows = report["long"]
+    title = f"The same {rows[0]['questions']} questions about long videos: {_LONG.frames} frames, needles of 4 to 16"
+    columns = ("encoder", "frames", "visual tokens", "right", "95 % interval", "encode s", "prefill s", "speed")
+    table = Table(*columns, title=title)
+    for row in rows:
+        low, high = row["ci95"]
+        seconds = row["seconds_per_video"]
+        table.add_row(
+            row["encoder"],
+            str(row["frames"]),
+            f"{row['visual_tokens']:.0f}",
+            f"{row['accuracy']:.0%}",
+            f"{low:.0%} to {high:.0%}",
+            f"{seconds['encode']:.2f}",
+            f"{seconds['prefill']:.2f}",
+            f"{row['speedup']:.2f}x",
+        )
+    console.print(table)
+    console.print(f"Speed is that of encode + prefill against the teacher's; picture: {report['pareto']}")
 
 
 def draw_picture(

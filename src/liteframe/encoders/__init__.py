@@ -54,12 +54,11 @@ def _average(source: EncoderSource) -> VideoEncoder:
     return PooledEncoder(_teacher(source), method="average")
 
 
-STUDENT_FOLDER = "liteframe"
-"""Folder of a checkpoint that holds its student, as ``LiteFrameEncoder.save_pretrained`` writes it."""
-
-
 def _liteframe(source: EncoderSource, folder: Path | None = None) -> VideoEncoder:
     """The student in `folder`, or the checkpoint's own; in the tower's dtype, where the tower is."""
+    from liteframe.encoders.interface import STUDENT_FOLDER
+    from liteframe.encoders.loading import load_student
+
     if folder is None:
         if source.folder is None or not (source.folder / STUDENT_FOLDER).is_dir():
             raise CheckpointError(
@@ -67,8 +66,6 @@ def _liteframe(source: EncoderSource, folder: Path | None = None) -> VideoEncode
                 "has no LiteFrame student; train one with liteframe distill, or use --encoder teacher",
             )
         folder = source.folder / STUDENT_FOLDER
-    from liteframe.encoders.loading import load_student
-
     tower = source.vision_tower
     student = load_student(folder, feature_dim=tower.config.hidden_size, patch_size=tower.config.patch_size[0])
     return student.to(device=tower.device, dtype=tower.dtype)

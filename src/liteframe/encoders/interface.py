@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+STUDENT_FOLDER = "liteframe"
+"""Folder of a checkpoint that holds its student, as ``LiteFrameEncoder.save_pretrained`` writes it."""
 
 
 class PixelConfig(Config):

@@ -27,12 +27,14 @@ from transformers import AutoTokenizer, InternVLForConditionalGeneration, PreTra
 from transformers.utils import logging as transformers_logging
 
 from liteframe.config import Config
-from liteframe.encoders.interface import PixelConfig
+from liteframe.encoders.interface import STUDENT_FOLDER, PixelConfig
 from liteframe.errors import CheckpointError, ConfigError
 from liteframe.language.adapter import ADAPTER_CONFIG, load_adapter, weights_digest
 from liteframe.language.prompt import PromptBuilder, PromptConfig
 from liteframe.runtime import choose_device, choose_dtype
 
+PACKAGED = ("mini", "mini-teacher")
+"""Checkpoints that come with the package: the miniature with its student, and the one that it was made from."""
 SETTINGS_FILE = "liteframe.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -66,7 +68,8 @@ class Checkpoint:
         prompt, pixels: the form of the prompt and of the frames.
         name: as the caller named it.
         encoder: the encoder it was trained with.
-        folder: where it lies; None for a model that was made in memory.
+        folder: where it and its student lie (of an adapter: its base's, if only that has a student); None for a model
+            that was made in memory.
     """
 
     model: InternVLForConditionalGeneration
@@ -121,17 +124,38 @@ def load_checkpoint(
 def _load_adapted(name: str, folder: Path, device: str, dtype: str) -> Checkpoint:
     """An adapter's folder: the checkpoint that it is for, with the adapter merged in."""
     settings = _read_settings(name, folder)
+    check_weight_files(name, folder)
+    base_name = _base(name, settings)
+    base_folder = find_checkpoint(base_name)
+    if settings.base_digest is not None and weights_digest(base_folder) != settings.base_digest:
+        raise CheckpointError(name, f"is an adapter for another state of {base_name} than the weights in {base_folder}")
+    base = load_checkpoint(base_name, device, dtype)
+    model = load_adapter(base.model, name, folder).eval()
+    return dataclasses.replace(
+        base,
+        model=model,
+        prompt=settings.prompt,
+        name=name,
+        encoder=settings.encoder,
+        # Where the student lies: with the adapter if that run brought its own.
+        folder=folder if (folder / STUDENT_FOLDER).is_dir() else base.folder,
+    )
+
+
+def base_of(name: str) -> str:
+    """The checkpoint that an adapter is for; any other checkpoint is its own base.
+
+    Raises:
+        CheckpointError: see `find_checkpoint`; an adapter that does not name its base.
+    """
+    folder = find_checkpoint(name)
+    return _base(name, _read_settings(name, folder)) if (folder / ADAPTER_CONFIG).exists() else name
+
+
+def _base(name: str, settings: CheckpointSettings) -> str:
     if settings.base is None:
         raise CheckpointError(name, f'is an adapter whose {SETTINGS_FILE} does not name its base; write "base" there')
-    check_weight_files(name, folder)
-    base_folder = find_checkpoint(settings.base)
-    if settings.base_digest is not None and weights_digest(base_folder) != settings.base_digest:
-        raise CheckpointError(
-            name, f"is an adapter for another state of {settings.base} than the weights in {base_folder}"
-        )
-    base = load_checkpoint(settings.base, device, dtype)
-    model = load_adapter(base.model, name, folder).eval()
-    return dataclasses.replace(base, model=model, prompt=settings.prompt, name=name, encoder=settings.encoder)
+    return settings.base
 
 
 def save_checkpoint(
@@ -185,11 +209,11 @@ def find_checkpoint(name: str) -> Path:
     Raises:
         CheckpointError: no such folder, packaged model or hub id, or the hub cannot be reached.
     """
-    if name == "mini":
-        mini = Path(str(importlib.resources.files("liteframe"))) / "assets" / "mini"
-        if not mini.is_dir():
+    if name in PACKAGED:
+        packaged = Path(str(importlib.resources.files("liteframe"))) / "assets" / name
+        if not packaged.is_dir():
             raise CheckpointError(name, "the packaged miniature is missing from this installation; install it again")
-        return mini
+        return packaged
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder

@@ -24,11 +24,11 @@ from liteframe.config import Config
 from liteframe.data.conversation_sampler import ConversationSampler, usable
 from liteframe.data.conversations import read_conversations
 from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
-from liteframe.encoders import STUDENT_FOLDER, EncoderSource, build_encoder
-from liteframe.encoders.interface import VideoEncoder
+from liteframe.encoders import EncoderSource, build_encoder
+from liteframe.encoders.interface import STUDENT_FOLDER, VideoEncoder
 from liteframe.errors import ConfigError
 from liteframe.language.adapter import attach_lora, save_adapter, weights_digest
-from liteframe.language.loading import Checkpoint, CheckpointSettings, load_checkpoint, save_checkpoint
+from liteframe.language.loading import Checkpoint, CheckpointSettings, find_checkpoint, load_checkpoint, save_checkpoint
 from liteframe.runtime import machine_facts, seed_everything
 from liteframe.tensor_store import TensorStore
 from liteframe.training.adapt_task import AdaptTask, BankLessons, ConversationLessons, LessonSource
@@ -181,7 +181,7 @@ def adapt(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
         "command": command_line("adapt", recipe_path, overrides),
         "recipe": recipe.model_dump(mode="json"),
         "machine": machine_facts(),
-        "base": {"name": recipe.model, "digest": _base_digest(checkpoint)},
+        "base": {"name": recipe.model, "digest": weights_digest(find_checkpoint(recipe.model))},
         "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         "steps": recipe.steps,
         "bad_records": num_bad_records,
@@ -287,15 +287,11 @@ def _token_cache(recipe: AdaptRecipe, checkpoint: Checkpoint) -> TensorStore | N
     if data.cache is None:
         return None
     identity = {
-        "model": _base_digest(checkpoint),
+        "model": weights_digest(find_checkpoint(recipe.model)),
         "encoder": _encoder_digest(recipe.encoder, checkpoint),
         "pixels": checkpoint.pixels.model_dump(),
     }
     return TensorStore(Path(data.cache), identity, int(data.cache_gigabytes * 1e9))
-
-
-def _base_digest(checkpoint: Checkpoint) -> str:
-    return weights_digest(checkpoint.folder) if checkpoint.folder is not None else ""
 
 
 def _encoder_digest(name: str, checkpoint: Checkpoint) -> str:
@@ -322,7 +318,7 @@ def _export(recipe: AdaptRecipe, checkpoint: Checkpoint, encoder: VideoEncoder, 
             pixels=checkpoint.pixels,
             encoder=name if tune.encoder else recipe.encoder,
             base=recipe.model,
-            base_digest=_base_digest(checkpoint),
+            base_digest=weights_digest(find_checkpoint(recipe.model)),
         )
         folder.mkdir(exist_ok=True)
         save_adapter(adapted.to(dtype), folder, recipe.model, settings.model_dump(mode="json"))
