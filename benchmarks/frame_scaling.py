@@ -1,0 +1,105 @@
+"""More frames, less time: accuracy and latency of the teacher, of its pooled tokens, and of LiteFrame, by frames.
+
+The same questions about the same long videos (512 frames, needles of 4 to 16) are asked with every encoder and number
+of frames, of LiteFrame before and after LMA; `liteframe report` puts them together. docs/results.md shows the output.
+
+    python benchmarks/frame_scaling.py [--videos 400] [--out runs/frame-scaling] [--adapted mini] [--base mini-teacher]
+
+A finished setting is not asked again, so an interrupted study goes on where it was. Writes reports into OUT, and
+OUT/frame_scaling.json; prints the tables; the last line is the JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from liteframe import terminal
+from liteframe.data.needles import NeedleConfig, write_benchmark
+from liteframe.evaluation.report import write_report
+from liteframe.evaluation.results import RESULTS
+from liteframe.evaluation.runner import evaluate
+from liteframe.files import write_whole
+from liteframe.language.loading import find_checkpoint
+from liteframe.runtime import machine_facts, tune_allocator
+
+SEED = 9000
+LONG = NeedleConfig(frames=512, needle_frames=(4, 16), questions_per_video=3)
+SHORT = NeedleConfig(frames=32)
+GROWING = (8, 16, 32, 64, 128, 256, 512)
+
+
+def plan(base: str, adapted: str) -> list[tuple[str, str, str, str, tuple[int, ...]]]:
+    """(name, data, model, encoder, frames) of each study."""
+    student = str(find_checkpoint(adapted) / "liteframe")
+    return [
+        ("teacher", "long", base, "teacher", (8, 16, 32, 64)),
+        ("pooled", "long", base, "pooled", GROWING),
+        ("pooled-adapted", "long", adapted, "pooled", (256,)),
+        ("liteframe-before-lma", "long", base, student, GROWING),
+        ("liteframe", "long", adapted, "liteframe", GROWING),
+        ("short-teacher", "short", base, "teacher", (32,)),
+        ("short-liteframe", "short", adapted, "liteframe", (32,)),
+    ]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The table of docs/results.md."""
+    groups = sorted(rows[0]["by_group"])
+    lines = [
+        f"| Encoder | frames | tokens | all | {' | '.join(groups)} | encode s | prefill s | speed |",
+        "|---|---|---|---|" + "---|" * (len(groups) + 3),
+    ]
+    for row in rows:
+        shares = [row, *(row["by_group"][group] for group in groups)]
+        cells = [f"{s['accuracy']:.1%} ({s['ci95'][0]:.0%} to {s['ci95'][1]:.0%})" for s in shares]
+        seconds = row["seconds_per_video"]
+        lines.append(
+            f"| {row['folder']} | {row['frames']} | {row['visual_tokens']:.0f} | {' | '.join(cells)} | "
+            f"{seconds['encode']:.3f} | {seconds['prefill']:.3f} | {row['speedup']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Ask what is missing, then tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=int, default=400)
+    parser.add_argument("--out", type=Path, default=Path("runs/frame-scaling"))
+    parser.add_argument("--base", default="mini-teacher", help="the model before LMA")
+    parser.add_argument("--adapted", default="mini", help="the model after LMA, with its student")
+    parser.add_argument("--only", help="studies, separated by commas")
+    args = parser.parse_args()
+    tune_allocator()
+    for name, config, seed in (("long", LONG, SEED), ("short", SHORT, SEED + 1)):
+        if not (args.out / name / "questions.jsonl").exists():
+            with terminal.progress(f"Making {name} videos") as on_progress:
+                write_benchmark(args.out / name, args.videos, seed, config, on_progress=on_progress)
+    studies = plan(args.base, args.adapted)
+    for name, data, model, encoder, frames in studies:
+        if args.only and name not in args.only.split(","):
+            continue
+        for count in frames:
+            out = args.out / f"{data}-results" / name / str(count)
+            if (out / RESULTS).exists():
+                continue
+            print(f"{name}, {count} frames", file=sys.stderr)
+            with terminal.progress("Asking") as on_progress:
+                evaluate("needles", args.out / data, model, [encoder], [count], out=out, on_progress=on_progress)
+    report = {"machine": machine_facts(), "videos": args.videos}
+    for data in ("long", "short"):
+        rows = write_report(args.out / f"{data}-results")["rows"]
+        report[data] = rows
+        Console(stderr=True).print(f"{data} videos: {args.out / f'{data}-results' / 'report.html'}")
+        print(f"{table(rows)}\n")
+    write_whole(args.out / "frame_scaling.json", json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
