@@ -31,10 +31,11 @@ import numpy as np
 import torch
 
 from liteframe.encoded_video import EncodedVideo
-from liteframe.encoders import EncoderSource, build_encoder
+from liteframe.encoders import EncoderSource, build_encoder, student_folder
 from liteframe.encoders.interface import STUDENT_FOLDER, VideoEncoder, group_frames
 from liteframe.errors import InputError, VideoWarning
-from liteframe.language.loading import Checkpoint, load_checkpoint, save_checkpoint
+from liteframe.language.adapter import ADAPTER_FOLDER
+from liteframe.language.loading import Checkpoint, load_checkpoint, save_checkpoint, with_adapter
 from liteframe.language.prompt import Slots
 from liteframe.language.video_llm import VideoLanguageModel, VisualTokens, check_sampling
 from liteframe.prefetch import prefetched
@@ -89,7 +90,8 @@ class VideoLLM:
         Args:
             name: see `liteframe.language.loading.load_checkpoint`.
             encoder: a name from `liteframe.encoders.ENCODERS`, or the folder of a LiteFrame student; None takes the
-                one that the checkpoint names.
+                one that the checkpoint names. Where an adapter of the language model lies in the student's folder, as
+                in the miniature's, it is used with that student, and with no other encoder.
             device, dtype: ``auto`` takes what this machine is best at.
             cache: see `VideoLLM`.
 
@@ -98,6 +100,7 @@ class VideoLLM:
             InputError: an unknown encoder, device or dtype.
         """
         checkpoint = load_checkpoint(name, device, dtype)
+        encoder = encoder or checkpoint.encoder
         config = checkpoint.model.config
         source = EncoderSource(
             vision_tower=checkpoint.model.model.vision_tower,
@@ -105,7 +108,10 @@ class VideoLLM:
             select_strategy=config.vision_feature_select_strategy,
             folder=checkpoint.folder,
         )
-        return cls(checkpoint, build_encoder(encoder or checkpoint.encoder, source), cache)
+        student = student_folder(encoder, source)
+        if student is not None and (student / ADAPTER_FOLDER).is_dir() and not checkpoint.is_adapted:
+            checkpoint = with_adapter(checkpoint, student / ADAPTER_FOLDER)
+        return cls(checkpoint, build_encoder(encoder, source), cache)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model, tokenizer, settings and a student, if any, to a new folder, which `from_pretrained` reads."""

@@ -20,7 +20,6 @@ from liteframe.evaluation.report import write_report
 from liteframe.evaluation.runner import evaluate
 from liteframe.evaluation.scoring import confidence_interval, is_right
 from liteframe.files import replacing, write_whole
-from liteframe.language.loading import base_of
 from liteframe.pipeline import EncodedVideo, VideoLLM
 from liteframe.types import Frames
 from liteframe.video.decode import read_video
@@ -51,7 +50,7 @@ def run(
         long_videos: how many long ones, of 512 frames and six questions each; 0 leaves the second part out.
         seed: of the benchmark's random stream; the miniature was trained on another stream.
         console: where the questions, answers and times are printed; None prints nothing.
-        model: an adapted model; the teacher's rows are asked of the model that it was adapted from.
+        model: one with a student.
         on_progress: called with (videos watched, videos to watch).
 
     Returns:
@@ -66,11 +65,10 @@ def run(
         if on_progress:
             on_progress(done, total)
 
-    teacher = base_of(model)
-    report = _ask_short(out, videos, seed, teacher, tell)
+    report = _ask_short(out, videos, seed, model, tell)
     report["long"], report["pareto"] = [], None
     if long_videos:
-        report["long"] = _ask_long(out / "long", long_videos, seed, {"liteframe": model}, teacher, tell, videos)
+        report["long"] = _ask_long(out / "long", long_videos, seed, model, tell, videos)
         report["pareto"] = str(out / "long" / "accuracy-latency.png")
     write_whole(out / "quickstart.json", json.dumps(report, indent=1) + "\n")
     if console is not None:
@@ -112,8 +110,7 @@ def _ask_long(
     folder: Path,
     videos: int,
     seed: int,
-    models: dict[str, str],
-    teacher: str,
+    model: str,
     tell: Callable[[int], None],
     done: int,
 ) -> list[dict[str, Any]]:
@@ -123,7 +120,7 @@ def _ask_long(
         evaluate(
             "needles",
             folder,
-            models.get(encoder, teacher),
+            model,
             [encoder],
             [frames],
             out=folder / encoder,

@@ -18,6 +18,7 @@ from liteframe.errors import CheckpointError, ConfigError, DataError
 from liteframe.language.loading import load_checkpoint, save_checkpoint
 from liteframe.language.prompt import PromptBuilder, Slots
 from liteframe.language.video_llm import VideoLanguageModel
+from liteframe.pipeline import VideoLLM
 from liteframe.training import adapt as module
 from liteframe.training.adapt import AdaptRecipe, adapt
 from liteframe.training.adapt_task import AdaptBatch, AdaptTask, VideoLesson
@@ -229,6 +230,29 @@ def test_separate_and_merged_adapters_give_equal_logits(recipe: Path, base: Path
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-4)
     assert (logits[0] - logits[2]).abs().max() > 0.1
     assert separate.encoder == "liteframe" and separate.folder == base
+
+
+def test_an_adapter_beside_a_student_is_used_with_it_alone(recipe: Path, base: Path, tmp_path: Path) -> None:
+    adapt(recipe, ["tune.mode=lora", "tune.lora.rank=2", "tune.lora.save=separate"])
+    packed = tmp_path / "packed"
+    shutil.copytree(base, packed)
+    shutil.copytree(tmp_path / "run", packed / "liteframe" / "adapter")
+    tokens = VideoTokens(torch.randn(2, 1, 2, 2, 32), num_frames=8, group_size=4)
+
+    def logits(model: Path, encoder: str) -> torch.Tensor:
+        language = VideoLLM.from_pretrained(model, encoder=encoder, device="cpu").language
+        with torch.no_grad():
+            return language.logits(language.visual(tokens), "What?")
+
+    torch.testing.assert_close(logits(packed, "liteframe"), logits(tmp_path / "run", "liteframe"), rtol=0, atol=1e-5)
+    assert torch.equal(logits(packed, "teacher"), logits(base, "teacher"))
+    # An adapted model is not adapted once more by what its base brings along.
+    settings = json.loads((tmp_path / "run" / "liteframe.json").read_text())
+    (tmp_path / "run" / "liteframe.json").write_text(json.dumps({**settings, "base": packed.as_posix()}))
+    assert torch.equal(logits(tmp_path / "run", "liteframe"), logits(packed, "liteframe"))
+    save_checkpoint(make_checkpoint(seed=5), tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"another state of .*other"):
+        logits(tmp_path / "other", str(packed / "liteframe"))
 
 
 def test_an_adapter_for_another_base_is_refused(recipe: Path, base: Path, tmp_path: Path) -> None:

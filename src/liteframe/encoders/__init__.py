@@ -54,19 +54,31 @@ def _average(source: EncoderSource) -> VideoEncoder:
     return PooledEncoder(_teacher(source), method="average")
 
 
-def _liteframe(source: EncoderSource, folder: Path | None = None) -> VideoEncoder:
-    """The student in `folder`, or the checkpoint's own; in the tower's dtype, where the tower is."""
-    from liteframe.encoders.interface import STUDENT_FOLDER
-    from liteframe.encoders.loading import load_student
+def student_folder(name: str, source: EncoderSource) -> Path | None:
+    """Where the student called `name` lies: a folder, or for ``liteframe`` that of the checkpoint; None for others.
 
-    if folder is None:
+    Raises:
+        CheckpointError: the checkpoint has none.
+    """
+    from liteframe.encoders.interface import STUDENT_FOLDER
+
+    if name == "liteframe":
         if source.folder is None or not (source.folder / STUDENT_FOLDER).is_dir():
             raise CheckpointError(
                 source.folder or "this model",
                 "has no LiteFrame student; train one with liteframe distill, or use --encoder teacher",
             )
-        folder = source.folder / STUDENT_FOLDER
-    tower = source.vision_tower
+        return source.folder / STUDENT_FOLDER
+    folder = Path(name).expanduser()
+    return folder if name not in ENCODERS and (os.sep in name or folder.is_dir()) else None
+
+
+def _liteframe(source: EncoderSource, name: str = "liteframe") -> VideoEncoder:
+    """The student called `name`, in the tower's dtype, where the tower is."""
+    from liteframe.encoders.loading import load_student
+
+    folder, tower = student_folder(name, source), source.vision_tower
+    assert folder is not None
     student = load_student(folder, feature_dim=tower.config.hidden_size, patch_size=tower.config.patch_size[0])
     return student.to(device=tower.device, dtype=tower.dtype)
 
@@ -92,8 +104,7 @@ def build_encoder(name: str, source: EncoderSource) -> VideoEncoder:
         CheckpointError: a student that is not there, cannot be loaded, or was made for another teacher.
     """
     if name not in ENCODERS:
-        folder = Path(name).expanduser()
-        if os.sep in name or folder.is_dir():
-            return _liteframe(source, folder).eval()
+        if student_folder(name, source) is not None:
+            return _liteframe(source, name).eval()
         raise InputError(f"encoder '{name}': unknown; use one of {', '.join(ENCODERS)}, or the folder of a student")
     return ENCODERS[name](source).eval()

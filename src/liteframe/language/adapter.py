@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FOLDER = "adapter"
+"""Folder of a student that holds the language model's adapter for its tokens."""
 _PROJECTOR = "multi_modal_projector"
 _SAMPLE_BYTES = 1 << 20
 

@@ -33,8 +33,6 @@ from liteframe.language.adapter import ADAPTER_CONFIG, load_adapter, weights_dig
 from liteframe.language.prompt import PromptBuilder, PromptConfig
 from liteframe.runtime import choose_device, choose_dtype
 
-PACKAGED = ("mini", "mini-teacher")
-"""Checkpoints that come with the package: the miniature with its student, and the one that it was made from."""
 SETTINGS_FILE = "liteframe.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -70,6 +68,7 @@ class Checkpoint:
         encoder: the encoder it was trained with.
         folder: where it and its student lie (of an adapter: its base's, if only that has a student); None for a model
             that was made in memory.
+        is_adapted: an adapter is merged into it.
     """
 
     model: InternVLForConditionalGeneration
@@ -79,6 +78,7 @@ class Checkpoint:
     name: str
     encoder: str = "teacher"
     folder: Path | None = None
+    is_adapted: bool = False
 
 
 def load_checkpoint(
@@ -124,12 +124,11 @@ def load_checkpoint(
 def _load_adapted(name: str, folder: Path, device: str, dtype: str) -> Checkpoint:
     """An adapter's folder: the checkpoint that it is for, with the adapter merged in."""
     settings = _read_settings(name, folder)
+    if settings.base is None:
+        raise CheckpointError(name, f'is an adapter whose {SETTINGS_FILE} does not name its base; write "base" there')
     check_weight_files(name, folder)
-    base_name = _base(name, settings)
-    base_folder = find_checkpoint(base_name)
-    if settings.base_digest is not None and weights_digest(base_folder) != settings.base_digest:
-        raise CheckpointError(name, f"is an adapter for another state of {base_name} than the weights in {base_folder}")
-    base = load_checkpoint(base_name, device, dtype)
+    _check_base(name, settings, settings.base, find_checkpoint(settings.base))
+    base = load_checkpoint(settings.base, device, dtype)
     model = load_adapter(base.model, name, folder).eval()
     return dataclasses.replace(
         base,
@@ -139,23 +138,28 @@ def _load_adapted(name: str, folder: Path, device: str, dtype: str) -> Checkpoin
         encoder=settings.encoder,
         # Where the student lies: with the adapter if that run brought its own.
         folder=folder if (folder / STUDENT_FOLDER).is_dir() else base.folder,
+        is_adapted=True,
     )
 
 
-def base_of(name: str) -> str:
-    """The checkpoint that an adapter is for; any other checkpoint is its own base.
+def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """The checkpoint with a student's adapter, in `folder`, merged into its language model, in place.
 
     Raises:
-        CheckpointError: see `find_checkpoint`; an adapter that does not name its base.
+        CheckpointError: the adapter is damaged, or was trained on other weights than the checkpoint's.
     """
-    folder = find_checkpoint(name)
-    return _base(name, _read_settings(name, folder)) if (folder / ADAPTER_CONFIG).exists() else name
+    name = str(folder)
+    settings = _read_settings(name, folder)
+    check_weight_files(name, folder)
+    if checkpoint.folder is not None:
+        _check_base(name, settings, checkpoint.name, checkpoint.folder)
+    model = load_adapter(checkpoint.model, name, folder).eval()
+    return dataclasses.replace(checkpoint, model=model, prompt=settings.prompt, is_adapted=True)
 
 
-def _base(name: str, settings: CheckpointSettings) -> str:
-    if settings.base is None:
-        raise CheckpointError(name, f'is an adapter whose {SETTINGS_FILE} does not name its base; write "base" there')
-    return settings.base
+def _check_base(name: str, settings: CheckpointSettings, base: str, folder: Path) -> None:
+    if settings.base_digest is not None and weights_digest(folder) != settings.base_digest:
+        raise CheckpointError(name, f"is an adapter for another state of {base} than the weights in {folder}")
 
 
 def save_checkpoint(
@@ -209,11 +213,11 @@ def find_checkpoint(name: str) -> Path:
     Raises:
         CheckpointError: no such folder, packaged model or hub id, or the hub cannot be reached.
     """
-    if name in PACKAGED:
-        packaged = Path(str(importlib.resources.files("liteframe"))) / "assets" / name
-        if not packaged.is_dir():
+    if name == "mini":
+        mini = Path(str(importlib.resources.files("liteframe"))) / "assets" / "mini"
+        if not mini.is_dir():
             raise CheckpointError(name, "the packaged miniature is missing from this installation; install it again")
-        return packaged
+        return mini
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
