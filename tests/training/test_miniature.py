@@ -20,7 +20,6 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<I
 RECIPE = """
 output = "{output}"
 bank_clips = 2
-narrated_blocks = 1
 
 [model]
 vision_width = 64
@@ -53,6 +52,7 @@ frames = [1, 2]
 tokens_per_frame = [4]
 turns = 0
 list_share = 0.0
+narrated_blocks = 1
 narration = 1.0
 
 [[language]]

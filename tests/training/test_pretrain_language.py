@@ -45,9 +45,10 @@ def task() -> LanguageTask:
                 parameter.mul_(3)  # so that outputs depend on everything they may see
     features = torch.randn(3, BANK_CLIP.frames, 16, 4 * TINY.vision_width).half()
     bank = FrameBank(features, [bank_clip_needles(0, i) for i in range(3)])
-    config = LanguageStageConfig(name="t", text_layers=2, steps=3, learning_rate=1e-3, batch=3, frames=(5,), turns=4)
+    blocks = {"text_layers": 2, "narrated_blocks": 1, "recalled_blocks": 2}
+    config = LanguageStageConfig(name="t", steps=3, learning_rate=1e-3, batch=3, frames=(5,), turns=4, **blocks)
     prompts = PromptBuilder(tokenizer, PromptConfig.named("bare"), model.config.image_token_id)
-    narrators = Narrator(TINY.text_width, 1), Narrator(TINY.text_width, 2, RECALL)
+    narrators = Narrator(TINY.text_width), Narrator(TINY.text_width, RECALL)
     task = LanguageTask(model, *narrators, prompts, bank, config)
     task.model, task.prompts = model, prompts
     return task
@@ -107,7 +108,7 @@ def test_batches_depend_on_the_step_alone(task: LanguageTask) -> None:
 def test_without_turns_the_narrator_alone_teaches(task: LanguageTask) -> None:
     settings = {"turns": 0, "list_share": 0.0, "tokens_per_frame": (4, 16), "frames": (2, 4), "visual_tokens": 40}
     config = LanguageStageConfig(
-        name="s", text_layers=2, steps=9, learning_rate=1e-3, batch=8, narration=0.5, **settings
+        name="s", text_layers=2, narrated_blocks=1, steps=9, learning_rate=1e-3, batch=8, narration=0.5, **settings
     )
     silent = LanguageTask(task.model, task.module.narrator, task.module.recaller, task.prompts, task._bank, config)
     shapes = set()

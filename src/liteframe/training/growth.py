@@ -65,7 +65,7 @@ def grow_into(large: InternVLForConditionalGeneration, small: InternVLForConditi
 @torch.no_grad()
 def grow_narrator(small: Narrator, width: int) -> Narrator:
     """A narrator for wider hidden states. Nearly the same: its norm takes the mean over the new ones as well."""
-    large = Narrator(width, small.after_blocks, small.facts)
+    large = Narrator(width, small.facts)
     old = small.norm.weight.shape[0]
     large.norm.weight[:old] = small.norm.weight * (old / width) ** 0.5
     large.norm.bias[:old] = small.norm.bias

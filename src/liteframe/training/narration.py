@@ -36,16 +36,16 @@ UNTOLD = -100
 
 
 class Narrator(nn.Module):
-    """The classifiers; they look at the language model's hidden states after its first `after_blocks` blocks.
+    """The classifiers; the stage that trains them says which blocks' hidden states they look at.
 
     Args:
         width: of the hidden states.
         facts: names out of `STORY` and `RECALL`.
     """
 
-    def __init__(self, width: int, after_blocks: int, facts: Sequence[str] = STORY) -> None:
+    def __init__(self, width: int, facts: Sequence[str] = STORY) -> None:
         super().__init__()
-        self.facts, self.after_blocks = tuple(facts), after_blocks
+        self.facts = tuple(facts)
         self.norm = nn.LayerNorm(width)
         self.heads = nn.Linear(width, sum(map(_classes, facts)))
 

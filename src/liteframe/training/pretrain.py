@@ -42,10 +42,6 @@ class PretrainRecipe(Config):
     """Stage 0: a convolutional network that the tower imitates; it is not part of the model."""
     vision: VisionStageConfig
     """Stage 1."""
-    narrated_blocks: int = pydantic.Field(4, ge=1)
-    """Blocks of the language model before its story is told (`training.narration`)."""
-    recalled_blocks: int = pydantic.Field(6, ge=1)
-    """Blocks before what is recalled where a text names a thing."""
     language: tuple[LanguageStageConfig, ...] = pydantic.Field(min_length=1)
     """Stages 2, 3, ...: from the story of short clips to all questions on all tokens of long ones."""
 
@@ -54,17 +50,6 @@ class PretrainRecipe(Config):
         stages = self.language
         if len({stage.name for stage in stages}) < len(stages):
             raise ValueError("two stages have the same name")
-        if stages[0].text_layers < self.narrated_blocks:
-            raise ValueError(
-                f"stage '{stages[0].name}': text_layers {stages[0].text_layers} is fewer than "
-                f"narrated_blocks {self.narrated_blocks}"
-            )
-        for stage in stages:
-            if stage.recall and stage.text_layers < self.recalled_blocks:
-                raise ValueError(
-                    f"stage '{stage.name}': text_layers {stage.text_layers} is fewer than "
-                    f"recalled_blocks {self.recalled_blocks}"
-                )
         for before, after in itertools.pairwise(stages):
             for name, old, new in zip(
                 ("text_layers", "text_width"), self.shape(before), self.shape(after), strict=True
@@ -118,7 +103,7 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
 
     start_projector(model.model.multi_modal_projector, vision.module.reader, model.get_input_embeddings(), tokenizer)
     width = recipe.shape(recipe.language[0])[1]
-    narrator, recaller = Narrator(width, recipe.narrated_blocks), Narrator(width, recipe.recalled_blocks, RECALL)
+    narrator, recaller = Narrator(width), Narrator(width, RECALL)
     for number, stage in enumerate(recipe.language, start=2):
         text = model.config.text_config
         if recipe.shape(stage) != (text.num_hidden_layers, text.hidden_size):

@@ -88,10 +88,23 @@ class LanguageStageConfig(LoopConfig):
     """Share of videos with the question for everything that was shown."""
     card_share: float = 0.0
     """Share of the decks of flash cards that are asked of a video."""
+    narrated_blocks: int = pydantic.Field(4, ge=1)
+    """Blocks of the language model before its story is told."""
     narration: float = 0.0
     """Weight of the loss of the story beside that of the answers, see `training.narration`."""
+    recalled_blocks: int = pydantic.Field(6, ge=1)
+    """Blocks before what is recalled where a thing is named."""
     recall: float = 0.0
     """Weight of the loss of what is recalled where a thing is named."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_blocks(self) -> LanguageStageConfig:
+        for weight, name in ((self.narration, "narrated_blocks"), (self.recall, "recalled_blocks")):
+            if weight and getattr(self, name) > self.text_layers:
+                raise ValueError(
+                    f"stage '{self.name}': text_layers {self.text_layers} is fewer than {name} {getattr(self, name)}"
+                )
+        return self
 
 
 @dataclass(frozen=True)
@@ -300,14 +313,16 @@ class LanguageTask:
             output_hidden_states=True,
         )
         narrator, recaller = self.module.narrator, self.module.recaller
-        told_at = output.hidden_states[narrator.after_blocks][turns.visual]
-        narrated, told = narrator(told_at, batch.story.flatten(0, 1))
-        figures = {"told": told, "tokens": float(batch.visual.shape[1])}
-        loss = self._config.narration * narrated
+        figures = {"tokens": float(batch.visual.shape[1])}
+        loss = output.last_hidden_state.new_zeros(())
+        if self._config.narration:
+            told_at = output.hidden_states[self._config.narrated_blocks][turns.visual]
+            narrated, figures["told"] = narrator(told_at, batch.story.flatten(0, 1))
+            loss = loss + self._config.narration * narrated
         if self._config.recall:
             named = (batch.recalled != UNTOLD).any(-1)
             recalled, figures["recalled"] = recaller(
-                output.hidden_states[recaller.after_blocks][named], batch.recalled[named]
+                output.hidden_states[self._config.recalled_blocks][named], batch.recalled[named]
             )
             loss = loss + self._config.recall * recalled
         asked = turns.targets >= 0
