@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from liteframe.encoded_video import EncodedVideo
 from liteframe.errors import InputError, VideoError
@@ -22,7 +22,6 @@ from liteframe.runtime import choose_device, choose_dtype
 from liteframe.token_cache import DEFAULT_GIGABYTES, TokenCache
 from liteframe.version import __version__
 
-BadVideos = Literal["stop", "skip"]
 Record = dict[str, Any]
 
 
@@ -32,7 +31,7 @@ class _Asking:
 
     load: Callable[[], VideoLLM]
     frames: int
-    bad_videos: BadVideos
+    bad_videos: str
     answers: dict[tuple[str, str], Record] = field(default_factory=dict)
     lines: ResultLines | None = None
     skipped: list[Record] = field(default_factory=list)
@@ -51,7 +50,7 @@ def evaluate(
     on_progress: Callable[[int, int], None] | None = None,
     *,
     resume: bool = False,
-    bad_videos: BadVideos = "stop",
+    bad_videos: str = "stop",
     cache: str | Path | None = None,
     cache_gigabytes: float | int = DEFAULT_GIGABYTES,
     on_note: Callable[[str], None] | None = None,
@@ -176,7 +175,7 @@ def _ask_about(asking: _Asking, items: list[Item]) -> None:
         if key_of(item) not in asking.answers:
             parts[item.start, item.end].append(item)
     for (start, end), mine in parts.items():
-        span = {name: value for name, value in (("start", start), ("end", end)) if value is not None}
+        span: dict[str, Any] = {name: at for name, at in (("start", start), ("end", end)) if at is not None}
         try:
             for item, record in _ask_all(asking.load(), mine, asking.frames, span):
                 if asking.lines is not None:
@@ -198,7 +197,7 @@ def _ask_about(asking: _Asking, items: list[Item]) -> None:
             )
 
 
-def _ask_all(model: VideoLLM, items: list[Item], frames: int, span: dict[str, float]) -> Iterator[tuple[Item, Record]]:
+def _ask_all(model: VideoLLM, items: list[Item], frames: int, span: dict[str, Any]) -> Iterator[tuple[Item, Record]]:
     """Questions about one part of one video, which is watched once, with what becomes of each."""
     watched = model.watch(items[0].video, num_frames=frames, **span)
     # Kept tokens cost neither decoding nor encoding: their times say nothing about the encoder.

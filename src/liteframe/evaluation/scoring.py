@@ -15,6 +15,7 @@ _STOP = ".,;:!?\"'`*"
 _PLAIN = str.maketrans("[]{}（）：。，", "()()():.,", "*_`$\"'“”‘’")
 _TAGS = re.compile(r"</?answer>", re.IGNORECASE)
 _NEGATED = re.compile(r"(?:\bnot|n'?t|\bneither|\bnor|\bexcept|\bthan)\s+(?:option\s+|choice\s+)?\(?$", re.IGNORECASE)
+_REFUTED = re.compile(r"\)?\s+(?:is|was)\s+(?:wrong|incorrect|false|not)\b", re.IGNORECASE)
 # "Answer: A man runs" begins with an article, "The answer is A because he runs" does not.
 _NO_ARTICLE = (
     r"(?!(?<=\bA)\s+(?!(?:because|since|as|and|for|with|which|where|due|based|is|was|in|though|given)\b)[a-z])"
@@ -28,8 +29,8 @@ def parse_choice(text: str, num_options: int) -> str | None:
 
     The first class that hits decides: a letter alone at the start, one at the end, a phrase ("the answer is B", "B is
     correct"), "(A)", "A."; inside a class the last hit wins. Letters beyond the options do not count, nor do those that
-    are denied ("not B"); small ones do only where they cannot be a word ("b", "b) blue", "(b)"). What a model thought
-    aloud before ``</think>`` is not its answer.
+    are denied ("not B", "B is wrong"); small ones do only where they cannot be a word ("b", "b) blue", "(b)"). What a
+    model thought aloud before ``</think>`` is not its answer.
     """
     letters = LETTERS[:num_options]
     words = _TAGS.sub(" ", text.rpartition("</think>")[2]).translate(_PLAIN).strip()
@@ -46,14 +47,16 @@ def parse_choice(text: str, num_options: int) -> str | None:
         rf"(?:\(({either})\)|([{letters}])\b{_NO_ARTICLE}|([{small}])(?:[).,;:!?]|$))"
         rf"|(?:^|[\s(])([{letters}])\)?\s+is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best|accurate|appropriate)\b",
         rf"\(({either})\)",
-        rf"(?:^|\s)([{letters}])[.)]",
+        rf"(?:^|\s)([{letters}])[.)](?![A-Z]\.)",
     )
     for index, pattern in enumerate(patterns):
         hits = [
             letter
             for hit in re.finditer(pattern, words)
             for group, letter in enumerate(hit.groups(), 1)
-            if letter and not (index and _NEGATED.search(words[: hit.start(group)]))
+            if letter
+            and not _REFUTED.match(words, hit.end(group))
+            and not (index and _NEGATED.search(words[: hit.start(group)]))
         ]
         if hits:
             return hits[-1].upper()

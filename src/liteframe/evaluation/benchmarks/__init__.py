@@ -7,6 +7,13 @@ from pathlib import Path
 
 from liteframe.errors import InputError
 from liteframe.evaluation.benchmarks import (
+    egoschema,
+    hlvid,
+    longvideobench,
+    lvbench,
+    mlvu,
+    mvbench,
+    next_qa,
     video_mme,
 )
 from liteframe.evaluation.benchmarks.item import Benchmark, Item
@@ -18,6 +25,18 @@ BENCHMARKS: dict[str, Benchmark] = {
     "needles": Benchmark(load_needles),
     "videomme": Benchmark(video_mme.load_video_mme, questions=video_mme.QUESTIONS),
     "videomme_w_subtitle": Benchmark(video_mme.load_video_mme_with_subtitles, questions=video_mme.QUESTIONS),
+    "mlvu_dev": Benchmark(mlvu.load_mlvu_dev, "macro", mlvu.DEV_QUESTIONS),
+    "mlvu_test": Benchmark(mlvu.load_mlvu_test, "macro", mlvu.TEST_QUESTIONS),
+    "longvideobench": Benchmark(longvideobench.load_longvideobench, questions=longvideobench.QUESTIONS),
+    "longvideobench_w_subtitle": Benchmark(
+        longvideobench.load_longvideobench_with_subtitles, questions=longvideobench.QUESTIONS
+    ),
+    "lvbench": Benchmark(lvbench.load_lvbench, questions=lvbench.QUESTIONS),
+    "mvbench": Benchmark(mvbench.load_mvbench, "macro", mvbench.QUESTIONS),
+    "hlvid": Benchmark(hlvid.load_hlvid, questions=hlvid.QUESTIONS),
+    "egoschema": Benchmark(egoschema.load_egoschema, questions=egoschema.QUESTIONS),
+    "nextqa": Benchmark(next_qa.load_next_qa_test, questions=next_qa.TEST_QUESTIONS),
+    "nextqa_val": Benchmark(next_qa.load_next_qa_val, questions=next_qa.VAL_QUESTIONS),
 }
 
 

@@ -102,7 +102,7 @@ def read_json_lines(path: Path, text: str, offset: float, duration: float | None
     lines = []
     for number, record in enumerate(records, 1):
         try:
-            start, end, words = _of_record(record, duration)
+            start, end, words = _of_record(record, None if duration is None else offset + duration)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: record {number}: is no subtitle ({error!r}); get a new copy") from None
         if words.strip():
@@ -110,11 +110,11 @@ def read_json_lines(path: Path, text: str, offset: float, duration: float | None
     return lines
 
 
-def _of_record(record: dict[str, Any], duration: float | None) -> tuple[float, float, str]:
+def _of_record(record: dict[str, Any], last: float | None) -> tuple[float, float, str]:
     if "timestamp" in record:
         start, end = record["timestamp"]
         # The last line of some files has no end: it stays to the end of the video.
-        end = duration if end is None else end
+        end = last if end is None else end
         return float(start), float(start if end is None else end), str(record["text"])
     times = [_TIME.fullmatch(record[key].strip()) for key in ("start", "end")]
     if None in times:
