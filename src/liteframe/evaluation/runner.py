@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from liteframe.encoded_video import EncodedVideo
 from liteframe.errors import InputError, VideoError
 from liteframe.evaluation.answers import AnswerFolder, answers_to, fingerprint, key_of, model_digest, questions_digest
@@ -30,6 +33,7 @@ class _Asking:
     """One encoder and one number of frames on its way through the videos."""
 
     load: Callable[[], VideoLLM]
+    encoder: str
     frames: int
     bad_videos: str
     answers: dict[tuple[str, str], Record] = field(default_factory=dict)
@@ -81,16 +85,21 @@ def evaluate(
         VideoError: a video of the benchmark that cannot be read; the message names the row that needs it.
     """
     items = load_benchmark(benchmark, data)
+    tell = on_note or (lambda line: None)
     if bad_videos not in ("stop", "skip"):
         raise InputError(f"--bad-videos {bad_videos}: give stop or skip")
+    official = BENCHMARKS[benchmark].questions
+    if official not in (None, len(items)):
+        tell(f"{benchmark}: {len(items)} questions are here, {official} in the official files; the score is of these")
+    encoders, frames = list(dict.fromkeys(encoders)), list(dict.fromkeys(frames))
     videos = _by_video(items)[:limit]
     if not encoders or not frames or not videos:
         raise InputError("name at least one encoder, one number of frames and one video")
-    items = [item for video in videos for item in video]
     store = None if cache is None else TokenCache(cache, cache_gigabytes)
     folder = None
     if out is not None:
-        settings = _settings(benchmark, Path(data), items, model, limit, device, dtype)
+        asked = [item for video in videos for item in video]
+        settings = _settings(benchmark, Path(data), asked, model, limit, device, dtype)
         weights = {name: _encoder_digest(name) for name in encoders}
         folder = AnswerFolder(Path(out), settings, weights, frames, resume)
     total, done = len(videos) * len(encoders) * len(frames), 0
@@ -98,29 +107,50 @@ def evaluate(
     for encoder in encoders:
         load = _Loader(model, encoder, device, dtype, store)
         for count in frames:
-            asking = _Asking(load, count, bad_videos)
-            with nullcontext() if folder is None else folder.lines(encoder, count) as asking.lines:
-                if asking.lines is not None:
-                    asking.answers = answers_to(items, asking.lines)
-                if asking.answers and on_note:
-                    on_note(f"{encoder} at {count} frames: {len(asking.answers)} of {len(items)} answers were there")
-                for video in videos:
-                    _ask_about(asking, video)
-                    done += 1
-                    if on_progress:
-                        on_progress(done, total)
-            if asking.skipped and on_note:
-                on_note(_told(encoder, asking))
-            answered = [(item, asking.answers[key_of(item)]) for item in items if key_of(item) in asking.answers]
-            if not answered:
-                raise InputError(
-                    f"{data}: none of its {len(videos)} videos can be read; {asking.skipped[0]['message']}"
-                )
-            report["results"].append(summarize(encoder, count, BENCHMARKS[benchmark], answered, asking.skipped))
+
+            def moved(videos_done: int, before: int = done) -> None:
+                if on_progress:
+                    on_progress(before + videos_done, total)
+
+            asking = _Asking(load, encoder, count, bad_videos)
+            report["results"].append(_ask_everything(asking, benchmark, videos, folder, tell, moved))
+            done += len(videos)
             if folder is not None:
-                folder.finish(encoder, count, [record for _, record in answered])
                 folder.write_results(report)
     return report
+
+
+def _ask_everything(
+    asking: _Asking,
+    benchmark: str,
+    videos: list[list[Item]],
+    folder: AnswerFolder | None,
+    tell: Callable[[str], None],
+    moved: Callable[[int], None],
+) -> Record:
+    """All questions that have no answer yet, with one encoder and number of frames; the row of the results."""
+    items = [item for video in videos for item in video]
+    who = f"{asking.encoder} at {asking.frames} frames"
+    with nullcontext() if folder is None else folder.lines(asking.encoder, asking.frames) as asking.lines:
+        if asking.lines is not None:
+            asking.answers = answers_to(items, asking.lines)
+        if asking.answers:
+            tell(f"{who}: {len(asking.answers)} of {len(items)} answers were there")
+        for done, video in enumerate(videos, 1):
+            _ask_about(asking, video)
+            moved(done)
+    if asking.skipped:
+        questions = sum(video["questions"] for video in asking.skipped)
+        tell(
+            f"{who}: {questions} questions of {len(asking.skipped)} bad videos were skipped and are in no score; the "
+            f"first: {asking.skipped[0]['message']}"
+        )
+    answered = [(item, asking.answers[key_of(item)]) for item in items if key_of(item) in asking.answers]
+    if not answered:
+        raise InputError(f"none of the {len(videos)} videos can be read; the first: {asking.skipped[0]['message']}")
+    if folder is not None:
+        folder.finish(asking.encoder, asking.frames, [record for _, record in answered])
+    return summarize(asking.encoder, asking.frames, BENCHMARKS[benchmark], answered, asking.skipped)
 
 
 class _Loader:
@@ -212,7 +242,7 @@ def _ask_all(model: VideoLLM, items: list[Item], frames: int, span: dict[str, An
                 read[item.subtitles] = item.subtitles.read()
             lines = read[item.subtitles]
             if item.subtitles.placement == "listed":
-                prompt = _listed(lines, watched, prompt)
+                prompt = _listed(lines, watched.seconds, prompt)
             else:
                 # The same object for every question, so that the video's part of the prompt is computed once.
                 if item.subtitles not in shown:
@@ -243,19 +273,11 @@ def _ask_all(model: VideoLLM, items: list[Item], frames: int, span: dict[str, An
         yield item, record
 
 
-def _listed(lines: list[Line], watched: EncodedVideo, prompt: str) -> str:
-    texts = shown_at(lines, watched.seconds) or ["No subtitles available"]
+def _listed(lines: list[Line], seconds: Float[np.ndarray, " t"], prompt: str) -> str:
+    texts = shown_at(lines, seconds) or ["No subtitles available"]
     return "\n".join(("This video's subtitles are listed below:", *texts, prompt))
 
 
 def _interleaved(lines: list[Line], watched: EncodedVideo) -> EncodedVideo:
     slots = watched.visual.slots
     return watched.with_notes(between_slots(lines, watched.seconds, slots.group_size))
-
-
-def _told(encoder: str, asking: _Asking) -> str:
-    videos, questions = len(asking.skipped), sum(video["questions"] for video in asking.skipped)
-    return (
-        f"{encoder} at {asking.frames} frames: {questions} questions of {videos} bad videos were skipped and are in no "
-        f"score; the first: {asking.skipped[0]['message']}"
-    )

@@ -103,7 +103,7 @@ class Slots:
         num_frames: true frames.
         group_size: frames per slot; the last slot may hold fewer.
         seconds: float64 (num_frames,) presentation times, or None where unknown.
-        notes: words that stand behind each slot, a line below it, "" for none; () for none at all.
+        notes: words that stand behind each slot, on a line of their own, "" for none; () for none at all.
     """
 
     num_frames: int
@@ -186,7 +186,8 @@ class PromptBuilder:
                 )
             )
             if slots.notes and slots.notes[index]:
-                written[-1] += f"\n{slots.notes[index]}"
+                ends_line = self.config.separator.startswith("\n") or index + 1 == len(slots)
+                written[-1] += f"\n{slots.notes[index]}" + ("" if ends_line else "\n")
         return self.config.separator.join(written)
 
     def text(self, question: str, slots: Slots, tokens_per_slot: int, system: str | None = None) -> str:
