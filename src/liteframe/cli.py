@@ -257,8 +257,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure accuracy on a benchmark, for each encoder and each number of frames.
 
-    Benchmarks: needles, videomme, videomme_w_subtitle, mlvu_dev, mlvu_test, longvideobench, longvideobench_w_subtitle,
-    lvbench, mvbench, hlvid, egoschema, nextqa, nextqa_val.
+    Benchmarks: needles, videomme, videomme_w_subtitle, mlvu_dev, mlvu_test,
+    longvideobench, longvideobench_w_subtitle, lvbench, mvbench, hlvid,
+    egoschema, nextqa, nextqa_val.
 
     The same command with the same --out goes on where it stopped. Answers that cannot be parsed are wrong, and counted.
     """

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +90,31 @@ def test_a_shared_cache_changes_no_answer(mini: str, tmp_path: Path) -> None:
         assert one["accuracy"] == other["accuracy"] and "load" not in one["seconds_per_video"]
         assert other["seconds_per_video"]["load"] > 0 == other["seconds_per_video"]["encode"]
     assert filled["results"][0]["seconds_per_video"]["encode"] > 0
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_goes_on(mini: str, tmp_path: Path) -> None:
+    official.mlvu_dev(tmp_path / "data")
+
+    def command(out: str) -> list[str]:
+        arguments = ["mlvu_dev", "--data", str(tmp_path / "data"), "--frames", "4", "--device", "cpu"]
+        return [sys.executable, "-m", "liteframe", "evaluate", *arguments, "--out", str(tmp_path / out), "--json"]
+
+    def answers(out: str) -> list[tuple[str, str]]:
+        lines = (tmp_path / out / "predictions-teacher-4.jsonl").read_text().splitlines()
+        return [(record["id"], record["text"]) for record in map(json.loads, lines)]
+
+    whole = json.loads(subprocess.run(command("whole"), capture_output=True, check=True).stdout)
+    path = tmp_path / "killed" / "predictions-teacher-4.jsonl"
+    process = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = path.read_bytes()
+    assert 2 <= before.count(b"\n") < 10, "it was not killed in the middle"
+    ran = subprocess.run(command("killed"), capture_output=True, check=True, text=True)
+    assert f"{before.count(chr(10).encode())} of 10 answers were there" in ran.stderr
+    assert path.read_bytes().startswith(before[: before.rindex(b"\n")])  # nothing was asked again
+    assert answers("killed") == answers("whole")
+    assert json.loads(ran.stdout)["results"][0]["by_group"] == whole["results"][0]["by_group"]

@@ -205,6 +205,10 @@ def test_answers_without_their_settings_are_refused(folder: Path) -> None:
     (folder / "out" / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"run\.json: is damaged"):
         ask(folder, "out")
+    ask(folder, "again", resume=False)
+    (folder / "again" / "run.json").write_text("{")
+    ask(folder, "again", resume=False)  # begins anew, whatever was there
+    assert files(folder / "again")[ANSWERS] == files(folder / "out")[ANSWERS]
     (folder / "out" / "run.json").unlink()
     with pytest.raises(InputError, match=r"no run\.json beside it says how these answers were made"):
         ask(folder, "out")

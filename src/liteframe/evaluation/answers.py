@@ -86,7 +86,7 @@ class AnswerFolder:
             for encoder, weights in encoders.items()
             for count in frames
         }
-        before = _read_run(path) if path.exists() else {}
+        before = _read_run(path, must_be_sound=resume) if path.exists() else {}
         if resume:
             # All of them, since results.json puts all of them into one table.
             for name in sorted(file.name for file in folder.glob("predictions-*.jsonl")):
@@ -162,12 +162,14 @@ def _compare(path: Path, before: dict[str, Any], now: dict[str, Any], is_asked: 
             raise InputError(f"{path}: was made with {name}={was}, and this is {name}={is_now}; {_REMEDY}")
 
 
-def _read_run(path: Path) -> dict[str, dict[str, Any]]:
+def _read_run(path: Path, must_be_sound: bool) -> dict[str, dict[str, Any]]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(run, dict) or not all(isinstance(settings, dict) for settings in run.values()):
             raise TypeError("it must hold the settings of each file of answers")
     except (ValueError, TypeError) as error:
+        if not must_be_sound:
+            return {}
         raise InputError(f"{path}: is damaged ({error}); name another --out, or delete the file") from None
     return run
 

@@ -141,8 +141,9 @@ def _ask_everything(
             moved(done)
     if asking.skipped:
         questions = sum(video["questions"] for video in asking.skipped)
+        bad = len({video["video"] for video in asking.skipped})
         tell(
-            f"{who}: {questions} questions of {len(asking.skipped)} bad videos were skipped and are in no score; the "
+            f"{who}: {questions} questions of {bad} bad videos were skipped and are in no score; the "
             f"first: {asking.skipped[0]['message']}"
         )
     answered = [(item, asking.answers[key_of(item)]) for item in items if key_of(item) in asking.answers]

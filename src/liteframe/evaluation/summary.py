@@ -58,7 +58,7 @@ def summarize(
         row["by_label"] = by_label
     if skipped:
         row["skipped"] = {
-            "videos": len(skipped),
+            "videos": len({video["video"] for video in skipped}),
             "questions": sum(video["questions"] for video in skipped),
             "which": skipped,
         }
