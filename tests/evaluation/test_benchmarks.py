@@ -97,6 +97,13 @@ def test_lvbench(tmp_path: Path) -> None:
         ("entity recognition", "reasoning"), ("reasoning",), ("summarization",),
     ]  # fmt: skip
     assert [item.answer for item in items] == ["blue", "black", "red"]
+    path = tmp_path / "video_info.meta.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace(r"(C) green\n(D)", "(C) green (D)"))  # options that run on are known by their letters
+    assert load_benchmark("lvbench", tmp_path)[1].answer == "D"
+    path.write_text(text.replace(r"\n(D) black", ""))
+    with pytest.raises(InputError, match=r"jsonl:1: question 1: field 'question' must end with four options"):
+        load_benchmark("lvbench", tmp_path)
 
 
 def test_mvbench(tmp_path: Path) -> None:

@@ -35,8 +35,11 @@ def _item(row: Row, video: Path) -> Item:
     question = row.text("question")
     found = _OPTION.findall(question)
     options = tuple(text.strip() for _, text in found)
-    if len(options) < 2 or [letter for letter, _ in found] != [chr(ord("A") + i) for i in range(len(options))]:
-        raise row.fault("field 'question' must end with options, each on a line: (A) ..., (B) ...")
+    if [letter for letter, _ in found] != list("ABCD") or not all(options):
+        if not all(f"({letter})" in question for letter in "ABCD"):
+            raise row.fault("field 'question' must end with four options: (A) ..., (B) ...")
+        # Options in running text: there only the letters can be read from an answer.
+        options = ("A", "B", "C", "D")
     right = row.letter("answer", options)
     kinds = row.value("question_type")
     if not isinstance(kinds, list) or not kinds or not all(isinstance(kind, str) and kind for kind in kinds):
