@@ -1,8 +1,8 @@
 """MVBench (arXiv 2311.17005): twenty tasks of 200 questions on short clips, some on a part of a clip.
 
-Rows, folders and prompt follow the official notebook (github.com/OpenGVLab/Ask-Anything, video_chat2/mvbench.ipynb).
-The score is the mean of the tasks. Every question stays in the denominator, empty answers too. TVQA's clips are folders
-of pictures, three a second.
+Rows and folders follow the official notebook (github.com/OpenGVLab/Ask-Anything, mvbench.ipynb), the prompt is
+lmms-eval's wording of it. The score is the mean of the tasks. Every question stays in the denominator, empty answers
+too. TVQA's clips are folders of pictures, three a second.
 """
 
 from __future__ import annotations
