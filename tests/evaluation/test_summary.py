@@ -84,15 +84,15 @@ def test_interval_of_one_group_is_wilsons() -> None:
 
 
 def test_interval_of_the_mean_covers_it() -> None:
-    # 95 % of intervals should hold the true mean; 2,000 draws put the estimate within 1.5 points (three deviations).
+    # 95 % of intervals should hold the true mean; 400 draws put the estimate within 3.3 points (three deviations).
     generator = np.random.default_rng(0)
     true, sizes = np.array([0.95, 0.4, 0.7, 0.55]), np.array([20, 40, 200, 60])
     held = 0
-    for _ in range(2000):
+    for _ in range(400):
         right = generator.binomial(sizes, true)
         _, (low, high) = mean_of_shares(list(zip(right.tolist(), sizes.tolist(), strict=True)))
         held += low <= true.mean() <= high
-    assert 0.935 <= held / 2000 <= 0.975
+    assert 0.917 <= held / 400 <= 0.983
 
 
 def test_interval_is_not_empty_where_all_is_right() -> None:
