@@ -337,6 +337,54 @@ def test_evaluate_prints_a_row_for_each_setting(liteframe, stub):
     assert len(json.loads(liteframe(*arguments, "--json").out)["results"]) == 4
 
 
+def test_evaluate_shows_the_official_mean_of_the_groups(liteframe, stub):
+    asked = {}
+
+    def evaluate(benchmark, data, model, encoders, frames, **options):
+        asked.update(options)
+        options["on_note"]("teacher at 8 frames: 5 of 50 answers were there")
+        row = {"encoder": "teacher", "frames": 8, "visual_tokens": 32, "questions": 50, "unparsed": 1,
+               "accuracy": 0.5, "ci95": [0.4, 0.6], "by_group": {}, "seconds_per_video": {"encode": 0.5},
+               "score": {"kind": "macro", "accuracy": 0.25, "ci95": [0.2, 0.3]}}  # fmt: skip
+        return {"benchmark": benchmark, "model": model, "results": [row]}
+
+    stub("evaluation.runner", evaluate=evaluate)
+    ran = liteframe("evaluate", "mlvu_dev", "--data", "x", "--frames", "8", "--out", "o", "--cache", "c")
+    assert ran.out.splitlines()[-1].split()[5:9] == ["25.0%", "20%", "to", "30%"]
+    assert "macro" in ran.out
+    assert "5 of 50 answers were there" in ran.err
+    assert (asked["resume"], asked["bad_videos"], str(asked["cache"])) == (True, "stop", "c")
+    liteframe("evaluate", "mlvu_dev", "--data", "x", "--out", "o", "--no-resume", "--bad-videos", "skip")
+    assert (asked["resume"], asked["bad_videos"], asked["cache"]) == (False, "skip", None)
+
+
+def test_evaluate_check_names_what_is_missing(liteframe, tmp_path, clip):
+    def record(name):
+        return {
+            "id": name,
+            "video": f"{name}.mp4",
+            "task": "retrieval",
+            "question": "?",
+            "options": None,
+            "answer": "x",
+        }
+
+    clip_here = tmp_path / "a.mp4"
+    clip_here.write_bytes(clip.read_bytes())
+    (tmp_path / "questions.jsonl").write_text(json.dumps(record("a")) + "\n")
+    ran = liteframe("evaluate", "needles", "--data", tmp_path, "--check", "--json")
+    assert ran.status == 0
+    found = json.loads(ran.out)
+    assert (found["questions"], found["videos"], found["missing"], found["unusable"]) == (1, 1, [], [])
+    with (tmp_path / "questions.jsonl").open("a") as file:
+        file.write(json.dumps(record("b")) + "\n")
+    ran = liteframe("evaluate", "needles", "--data", tmp_path, "--check", "--json")
+    assert ran.status == 1 and json.loads(ran.out)["missing"][0]["reason"] == "not found"
+    assert "b.mp4" in ran.err and "questions.jsonl:2 needs it" in ran.err
+    ran = liteframe("evaluate", "needles", "--data", tmp_path / "no", "--check")
+    assert ran.status == 1 and "no such file" in ran.err
+
+
 def test_report_prints_a_row_for_each_setting_and_its_files(liteframe, stub):
     asked = []
 

@@ -22,6 +22,7 @@ from rich.text import Text
 from liteframe import cli_videos, tables, terminal  # noqa: F401 (cli_videos registers ask and encode)
 from liteframe.command import (
     AsJson,
+    CacheSize,
     Device,
     Dtype,
     Model,
@@ -222,23 +223,48 @@ def adapt(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) 
     return result
 
 
-@command("""
+_EVALUATE = """
     liteframe evaluate needles --data data/needles --encoder teacher,pooled --frames 8,16,32
-    liteframe evaluate needles --data data/needles --frames 64 --limit 20 --out runs/needles --json
-""")
+    liteframe evaluate videomme --data Video-MME --check
+    liteframe evaluate videomme --data Video-MME --model OpenGVLab/InternVL3-8B-hf --frames 64 --out runs/videomme
+    liteframe evaluate mvbench --data MVBench --frames 16 --bad-videos skip --out runs/mvbench --json
+"""
+
+
+@command(_EVALUATE)
 def evaluate(
-    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help="needles.", show_default=False)],
-    data: Annotated[Path, typer.Option(help="Folder of the benchmark.", show_default=False)],
+    benchmark: Annotated[
+        str, typer.Argument(metavar="BENCHMARK", help="needles, videomme, ...: see below.", show_default=False)
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of the benchmark, as it is downloaded.", show_default=False)],
     model: Model = "mini",
     encoder: Annotated[str, typer.Option(help="Encoders to compare, by comma.")] = "teacher",
     frames: Annotated[str, typer.Option(help="Numbers of frames to compare, by comma.")] = "8,16,32",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many videos.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for every answer and the results.")] = None,
+    resume: Annotated[bool, typer.Option(help="Keep the answers in --out, or ask all of them anew.")] = True,
+    bad_videos: Annotated[
+        str, typer.Option(metavar="stop|skip", help="At a video that cannot be read: stop, or skip and count it.")
+    ] = "stop",
+    cache: Annotated[Path | None, typer.Option(help="Folder of encoded videos, shared by all runs.")] = None,
+    cache_gb: CacheSize = 20.0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Ask nothing: look at the files and open every video.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> dict[str, Any]:
-    """Measure accuracy on a benchmark, for each encoder and each number of frames."""
+    """Measure accuracy on a benchmark, for each encoder and each number of frames.
+
+    Benchmarks: needles, videomme, videomme_w_subtitle, mlvu_dev, mlvu_test,
+    longvideobench, longvideobench_w_subtitle, lvbench, mvbench, hlvid,
+    egoschema, nextqa, nextqa_val.
+
+    The same command with the same --out goes on where it stopped. Answers that cannot be parsed are wrong, and counted.
+    """
+    if check:
+        return _check_benchmark(benchmark, data)
     encoders, counts = parse_names(encoder), parse_counts(frames)
     from liteframe.evaluation.runner import evaluate as measure
 
@@ -254,8 +280,26 @@ def evaluate(
             device=device,
             dtype=dtype,
             on_progress=on_progress,
+            resume=resume and out is not None,
+            bad_videos=bad_videos,
+            cache=cache,
+            cache_gigabytes=cache_gb,
+            on_note=terminal.tell_fault,
         )
     Console().print(tables.accuracies(result))
+    return result
+
+
+def _check_benchmark(benchmark: str, data: Path) -> dict[str, Any]:
+    from liteframe.evaluation.check import check_benchmark
+
+    with terminal.progress("Probing") as on_progress:
+        result = check_benchmark(benchmark, data, on_progress=on_progress)
+    Console().print(terminal.facts({**result, "missing": len(result["missing"]), "unusable": len(result["unusable"])}))
+    for fault in (*result["missing"], *result["unusable"]):
+        terminal.tell_fault(fault["message"])
+    if result["missing"] or result["unusable"]:
+        raise terminal.IncompleteError(result)
     return result
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from liteframe import tables, terminal
-from liteframe.command import AsJson, Device, Dtype, Model, Seed, command
+from liteframe.command import AsJson, CacheSize, Device, Dtype, Model, Seed, command
 
 if TYPE_CHECKING:
     from liteframe.pipeline import VideoLLM
@@ -27,9 +27,6 @@ Fps = Annotated[float | None, typer.Option(help="Frames a second, instead of --f
 MaxFrames = Annotated[int | None, typer.Option(help="With --fps: no more frames than this.")]
 Start = Annotated[float | None, typer.Option(help="Seconds from the first frame.")]
 End = Annotated[float | None, typer.Option(help="Seconds from the first frame.")]
-CacheSize = Annotated[
-    float, typer.Option("--cache-gb", help="Beyond this the tokens not used for longest go first; 10^9 bytes.")
-]
 
 
 @command("""

@@ -28,6 +28,9 @@ Recipe = Annotated[Path, typer.Option(help="A TOML file, see recipes/.", show_de
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe.")
 ]
+CacheSize = Annotated[
+    float, typer.Option("--cache-gb", help="Beyond this the tokens not used for longest go first; 10^9 bytes.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 Command = Callable[..., dict[str, Any] | None]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,6 +36,11 @@ class EncodedVideo:
     def num_frames(self) -> int:
         """Frames that were encoded."""
         return self.visual.slots.num_frames
+
+    def with_notes(self, notes: tuple[str, ...]) -> EncodedVideo:
+        """The same video with words between its groups of frames, such as subtitles; see `Slots`."""
+        visual = self.visual
+        return replace(self, visual=VisualTokens(visual.embeddings, replace(visual.slots, notes=notes)))
 
     def __repr__(self) -> str:
         return f"EncodedVideo({self.path}: {self.num_frames} frames by {self.encoder}, {self.visual!r})"

@@ -60,14 +60,18 @@ def video_facts(info: VideoInfo) -> Table:
 
 
 def accuracies(result: dict[str, Any]) -> Table:
-    """What `evaluate` found."""
-    columns = ("encoder", "frames", "tokens", "questions", "unparsed", "accuracy", "95 %", "a video")
+    """What `evaluate` found: the share of right answers, or the groups' mean where that is the official score."""
+    rows = result["results"]
+    is_macro = any(row.get("score", {}).get("kind") == "macro" for row in rows)
+    share = "macro" if is_macro else "accuracy"
+    columns = ("encoder", "frames", "tokens", "questions", "unparsed", share, "95 %", "a video")
     made = terminal.table(*columns, title=f"{result['benchmark']}, {result['model']}")
-    for row in result["results"]:
-        low, high = row["ci95"]
+    for row in rows:
+        score = row["score"] if is_macro else row
+        low, high = score["ci95"]
         made.add_row(
             *(str(row[name]) for name in ("encoder", "frames", "visual_tokens", "questions", "unparsed")),
-            f"{row['accuracy']:.1%}",
+            f"{score['accuracy']:.1%}",
             f"{low:.0%} to {high:.0%}",
             f"{sum(row['seconds_per_video'].values()):.2f} s",
         )

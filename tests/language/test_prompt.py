@@ -63,6 +63,27 @@ def test_every_field(tokenizer):
 
 
 @pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("internvl", "Frame1: <img><IMG_CONTEXT></img>\nhello\nFrame2: <img><IMG_CONTEXT></img>"),
+        ("bare", "<IMG_CONTEXT>\nhello\n<IMG_CONTEXT>"),
+    ],
+)
+def test_words_between_the_frames_have_lines_of_their_own(tokenizer, preset, expected):
+    written = builder(tokenizer, preset)
+    between = Slots(5, group_size=4, notes=("hello", ""))
+    assert written.visual_text(between, 1) == expected
+    assert written.visual_text(Slots(5, group_size=4, notes=("", "hello")), 1).endswith("\nhello")
+    assert "hello\nWhat?" in written.text("What?", Slots(1, notes=("hello",)), 1)
+    prompt = written.build("What?", between, 3)
+    assert int(prompt.visual.sum()) == 6 and written.count("What?", between, 3) == len(prompt.ids)
+    with pytest.raises(InputError, match="a text between the frames contains <IMG_CONTEXT>"):
+        written.visual_text(Slots(1, notes=("<IMG_CONTEXT>",)), 1)
+    with pytest.raises(InputError, match="1 notes for 2 groups of frames"):
+        Slots(5, group_size=4, notes=("hello",))
+
+
+@pytest.mark.parametrize(
     ("slot_format", "message"),
     [
         ("Frame{number}: {tokens}", "unknown field {number}; known fields: index, frame"),

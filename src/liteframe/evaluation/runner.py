@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from liteframe.errors import InputError
-from liteframe.evaluation.benchmarks import Item, load_benchmark
-from liteframe.evaluation.results import RESULTS, predictions_name
-from liteframe.evaluation.scoring import confidence_interval, is_right
-from liteframe.files import write_whole
+import numpy as np
+from jaxtyping import Float
+
+from liteframe.encoded_video import EncodedVideo
+from liteframe.errors import InputError, VideoError
+from liteframe.evaluation.answers import AnswerFolder, answers_to, fingerprint, key_of, model_digest, questions_digest
+from liteframe.evaluation.benchmarks import BENCHMARKS, Item, load_benchmark
+from liteframe.evaluation.benchmarks.subtitles import Line, Subtitles, between_slots, shown_at
+from liteframe.evaluation.scoring import is_right
+from liteframe.evaluation.summary import summarize
 from liteframe.pipeline import VideoLLM
+from liteframe.result_lines import ResultLines
+from liteframe.runtime import choose_device, choose_dtype
+from liteframe.token_cache import DEFAULT_GIGABYTES, TokenCache
+from liteframe.version import __version__
+
+Record = dict[str, Any]
+
+
+@dataclass
+class _Asking:
+    """One encoder and one number of frames on its way through the videos."""
+
+    load: Callable[[], VideoLLM]
+    encoder: str
+    frames: int
+    bad_videos: str
+    answers: dict[tuple[str, str], Record] = field(default_factory=dict)
+    lines: ResultLines | None = None
+    skipped: list[Record] = field(default_factory=list)
 
 
 def evaluate(
@@ -28,99 +52,233 @@ def evaluate(
     device: str = "auto",
     dtype: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    resume: bool = False,
+    bad_videos: str = "stop",
+    cache: str | Path | None = None,
+    cache_gigabytes: float | int = DEFAULT_GIGABYTES,
+    on_note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Accuracy with 95 % intervals, and seconds per stage, for every encoder and number of frames.
 
+    With `out` every answer is on disk, with the model's own words, before the next question is asked. A run that was
+    killed goes on with `resume`; what it leaves is what one that was not killed leaves, but for the measured seconds.
+
     Args:
         benchmark: a name in `benchmarks.BENCHMARKS`.
-        data: the benchmark's folder.
+        data: the benchmark's folder, in its official layout.
         model: ``mini``, a folder or a hub id.
         limit: only the first `limit` videos.
-        out: a folder for ``results.json`` and one ``predictions-ENCODER-FRAMES.jsonl`` each.
+        out: a folder for ``results.json``, ``run.json`` and one ``predictions-ENCODER-FRAMES.jsonl`` each.
         on_progress: called with (videos done, videos in all) over all settings.
+        resume: keep the answers in `out` and ask only what is missing; else they are replaced.
+        bad_videos: ``stop`` at a video that cannot be read, or ``skip`` its questions and count them apart.
+        cache, cache_gigabytes: folder and size of a `TokenCache`, which keeps encoded videos for other runs.
+        on_note: called with a line about answers that were there and videos that were skipped.
 
     Returns:
         ``{"benchmark", "model", "results": [{"encoder", "frames", "visual_tokens", "questions", "unparsed", "accuracy",
-        "ci95", "by_group", "seconds_per_video"}]}``.
+        "ci95", "score", "by_group", "seconds_per_video", ...}]}``; see `summary.summarize`.
 
     Raises:
-        InputError: an unknown benchmark or encoder, an unusable folder.
-        VideoError: a video of the benchmark that cannot be read: it is never skipped silently.
+        InputError: an unknown benchmark or encoder, an unusable folder, a bad row, answers made with other settings.
+        VideoError: a video of the benchmark that cannot be read; the message names the row that needs it.
     """
     items = load_benchmark(benchmark, data)
-    by_video: dict[Path, list[Item]] = defaultdict(list)
-    for item in items:
-        by_video[item.video].append(item)
-    videos = list(by_video.values())[:limit]
+    tell = on_note or (lambda line: None)
+    if bad_videos not in ("stop", "skip"):
+        raise InputError(f"--bad-videos {bad_videos}: give stop or skip")
+    official = BENCHMARKS[benchmark].questions
+    if official not in (None, len(items)):
+        tell(f"{benchmark}: {len(items)} questions are here, {official} in the official files; the score is of these")
+    encoders, frames = list(dict.fromkeys(encoders)), list(dict.fromkeys(frames))
+    videos = _by_video(items)[:limit]
     if not encoders or not frames or not videos:
         raise InputError("name at least one encoder, one number of frames and one video")
-    total, done = len(videos) * len(encoders) * len(frames), 0
-    results = []
-    for encoder in encoders:
-        answerer = VideoLLM.from_pretrained(model, encoder=encoder, device=device, dtype=dtype)
-        for count in frames:
-            predictions = []
-            for group in videos:
-                predictions += _ask_all(answerer, group, count)
-                done += 1
-                if on_progress:
-                    on_progress(done, total)
-            results.append(_summary(encoder, count, predictions))
-            if out is not None:
-                lines = "".join(json.dumps(prediction) + "\n" for prediction in predictions)
-                write_whole(Path(out) / predictions_name(encoder, count), lines)
-    report = {"benchmark": benchmark, "model": model, "results": results}
+    store = None if cache is None else TokenCache(cache, cache_gigabytes)
+    folder = None
     if out is not None:
-        write_whole(Path(out) / RESULTS, json.dumps(report, indent=1) + "\n")
+        asked = [item for video in videos for item in video]
+        settings = _settings(benchmark, Path(data), asked, model, limit, device, dtype)
+        weights = {name: _encoder_digest(name) for name in encoders}
+        folder = AnswerFolder(Path(out), settings, weights, frames, resume)
+    total, done = len(videos) * len(encoders) * len(frames), 0
+    report: dict[str, Any] = {"benchmark": benchmark, "model": model, "results": []}
+    for encoder in encoders:
+        load = _Loader(model, encoder, device, dtype, store)
+        for count in frames:
+
+            def moved(videos_done: int, before: int = done) -> None:
+                if on_progress:
+                    on_progress(before + videos_done, total)
+
+            asking = _Asking(load, encoder, count, bad_videos)
+            report["results"].append(_ask_everything(asking, benchmark, videos, folder, tell, moved))
+            done += len(videos)
+            if folder is not None:
+                folder.write_results(report)
     return report
 
 
-def _ask_all(model: VideoLLM, items: list[Item], frames: int) -> list[dict[str, Any]]:
-    """All questions about one video, which is decoded and encoded once."""
-    watched = model.watch(items[0].video, num_frames=frames)
-    predictions: list[dict[str, Any]] = []
+def _ask_everything(
+    asking: _Asking,
+    benchmark: str,
+    videos: list[list[Item]],
+    folder: AnswerFolder | None,
+    tell: Callable[[str], None],
+    moved: Callable[[int], None],
+) -> Record:
+    """All questions that have no answer yet, with one encoder and number of frames; the row of the results."""
+    items = [item for video in videos for item in video]
+    who = f"{asking.encoder} at {asking.frames} frames"
+    with nullcontext() if folder is None else folder.lines(asking.encoder, asking.frames) as asking.lines:
+        if asking.lines is not None:
+            asking.answers = answers_to(items, asking.lines)
+        if asking.answers:
+            tell(f"{who}: {len(asking.answers)} of {len(items)} answers were there")
+        for done, video in enumerate(videos, 1):
+            _ask_about(asking, video)
+            moved(done)
+    if asking.skipped:
+        questions = sum(video["questions"] for video in asking.skipped)
+        bad = len({video["video"] for video in asking.skipped})
+        tell(
+            f"{who}: {questions} questions of {bad} bad videos were skipped and are in no score; the "
+            f"first: {asking.skipped[0]['message']}"
+        )
+    answered = [(item, asking.answers[key_of(item)]) for item in items if key_of(item) in asking.answers]
+    if not answered:
+        raise InputError(f"none of the {len(videos)} videos can be read; the first: {asking.skipped[0]['message']}")
+    if folder is not None:
+        folder.finish(asking.encoder, asking.frames, [record for _, record in answered])
+    return summarize(asking.encoder, asking.frames, BENCHMARKS[benchmark], answered, asking.skipped)
+
+
+class _Loader:
+    """Loads the model when the first question needs it, and only once."""
+
+    def __init__(self, model: str, encoder: str, device: str, dtype: str, cache: TokenCache | None) -> None:
+        self._arguments: dict[str, Any] = {"encoder": encoder, "device": device, "dtype": dtype}
+        if cache is not None:
+            self._arguments["cache"] = cache
+        self._model = model
+        self._loaded: VideoLLM | None = None
+
+    def __call__(self) -> VideoLLM:
+        if self._loaded is None:
+            self._loaded = VideoLLM.from_pretrained(self._model, **self._arguments)
+        return self._loaded
+
+
+def _settings(
+    benchmark: str, data: Path, items: Sequence[Item], model: str, limit: int | None, device: str, dtype: str
+) -> dict[str, Any]:
+    """All that an answer depends on. `limit` is among it: rows of one file are of the same questions."""
+    place = choose_device(device)
+    return {
+        "benchmark": benchmark,
+        "data": str(data.resolve()),
+        "limit": limit,
+        "questions": questions_digest(items, data),
+        "model": model,
+        "weights": fingerprint(model),
+        "device": place.type,
+        "dtype": str(choose_dtype(place, dtype)).removeprefix("torch."),
+        "version": __version__,
+    }
+
+
+def _encoder_digest(encoder: str) -> str | None:
+    return model_digest(Path(encoder)) if Path(encoder).is_dir() else None
+
+
+def _by_video(items: Sequence[Item]) -> list[list[Item]]:
+    by_video: dict[Path, list[Item]] = defaultdict(list)
+    for item in items:
+        by_video[item.video].append(item)
+    return list(by_video.values())
+
+
+def _ask_about(asking: _Asking, items: list[Item]) -> None:
+    """All open questions about one video; each part of it that is asked about is decoded and encoded once."""
+    parts: dict[tuple[float | None, float | None], list[Item]] = defaultdict(list)
+    for item in items:
+        if key_of(item) not in asking.answers:
+            parts[item.start, item.end].append(item)
+    for (start, end), mine in parts.items():
+        span: dict[str, Any] = {name: at for name, at in (("start", start), ("end", end)) if at is not None}
+        try:
+            for item, record in _ask_all(asking.load(), mine, asking.frames, span):
+                if asking.lines is not None:
+                    asking.lines.append(record)
+                asking.answers[key_of(item)] = record
+        except VideoError as error:
+            message = str(error).removeprefix(f"{error.path}: ")
+            needed = f"; {mine[0].source} needs it" if mine[0].source else ""
+            if asking.bad_videos == "stop":
+                message = f"{message}{needed} (--bad-videos skip goes on without such videos)"
+                raise VideoError(error.path, error.reason, message) from None
+            asking.skipped.append(
+                {
+                    "video": str(mine[0].video),
+                    "reason": error.reason,
+                    "message": f"{error}{needed}",
+                    "questions": sum(key_of(item) not in asking.answers for item in mine),
+                }
+            )
+
+
+def _ask_all(model: VideoLLM, items: list[Item], frames: int, span: dict[str, Any]) -> Iterator[tuple[Item, Record]]:
+    """Questions about one part of one video, which is watched once, with what becomes of each."""
+    watched = model.watch(items[0].video, num_frames=frames, **span)
+    # Kept tokens cost neither decoding nor encoding: their times say nothing about the encoder.
+    is_cached = "encode" not in watched.timings
+    read: dict[Subtitles, list[Line]] = {}
+    shown: dict[Subtitles, EncodedVideo] = {}
     prefill: float | None = None
     for item in items:
-        answer = model.ask(watched, item.prompt)
+        video, prompt = watched, item.prompt
+        if item.subtitles is not None:
+            if item.subtitles not in read:
+                read[item.subtitles] = item.subtitles.read()
+            lines = read[item.subtitles]
+            if item.subtitles.placement == "listed":
+                prompt = _listed(lines, watched.seconds, prompt)
+            else:
+                # The same object for every question, so that the video's part of the prompt is computed once.
+                if item.subtitles not in shown:
+                    shown[item.subtitles] = _interleaved(lines, watched)
+                video = shown[item.subtitles]
+        answer = model.ask(video, prompt)
         # The first question's: later ones find the video's part of the prompt done, and would look too cheap.
         prefill = answer.timings["prefill"] if prefill is None else prefill
-        right = is_right(answer.text, item.answer, item.options)
-        predictions.append(
-            {
-                "id": item.identifier,
-                "video": str(item.video),
-                "group": item.group,
-                "text": answer.text,
-                "answer": item.answer,
-                "right": bool(right),
-                "parsed": right is not None,
-                "visual_tokens": answer.num_visual_tokens,
-                "timings": {
-                    **answer.timings,
-                    "prefill": prefill,
-                    **{k: v for k, v in watched.timings.items() if v},
-                },
-            }
-        )
-    return predictions
+        right = is_right(answer.text, item.answer, item.options, item.answer_index)
+        record: Record = {
+            "id": item.identifier,
+            "video": str(item.video),
+            **span,
+            "group": item.group,
+            "text": answer.text,
+            "answer": item.answer,
+            "right": bool(right),
+            "parsed": right is not None,
+            "visual_tokens": answer.num_visual_tokens,
+            "timings": {
+                **answer.timings,
+                "prefill": prefill,
+                **{stage: seconds for stage, seconds in watched.timings.items() if seconds},
+            },
+        }
+        if is_cached:
+            record["cached"] = True
+        yield item, record
 
 
-def _share(predictions: list[dict[str, Any]]) -> dict[str, Any]:
-    right, total = sum(p["right"] for p in predictions), len(predictions)
-    return {"questions": total, "accuracy": right / total, "ci95": list(confidence_interval(right, total))}
+def _listed(lines: list[Line], seconds: Float[np.ndarray, " t"], prompt: str) -> str:
+    texts = shown_at(lines, seconds) or ["No subtitles available"]
+    return "\n".join(("This video's subtitles are listed below:", *texts, prompt))
 
 
-def _summary(encoder: str, frames: int, predictions: list[dict[str, Any]]) -> dict[str, Any]:
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for prediction in predictions:
-        groups[prediction["group"]].append(prediction)
-    stages = {stage: [p["timings"][stage] for p in predictions] for stage in predictions[0]["timings"]}
-    return {
-        "encoder": encoder,
-        "frames": frames,
-        "visual_tokens": statistics.median(p["visual_tokens"] for p in predictions),
-        "unparsed": sum(not p["parsed"] for p in predictions),
-        **_share(predictions),
-        "by_group": {name: _share(group) for name, group in sorted(groups.items())},
-        "seconds_per_video": {stage: statistics.median(times) for stage, times in stages.items()},
-    }
+def _interleaved(lines: list[Line], watched: EncodedVideo) -> EncodedVideo:
+    slots = watched.visual.slots
+    return watched.with_notes(between_slots(lines, watched.seconds, slots.group_size))

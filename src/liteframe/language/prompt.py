@@ -103,11 +103,17 @@ class Slots:
         num_frames: true frames.
         group_size: frames per slot; the last slot may hold fewer.
         seconds: float64 (num_frames,) presentation times, or None where unknown.
+        notes: words that stand behind each slot, on a line of their own, "" for none; () for none at all.
     """
 
     num_frames: int
     group_size: int = 1
     seconds: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.notes and len(self.notes) != len(self):
+            raise InputError(f"{len(self.notes)} notes for {len(self)} groups of frames; give one for each")
 
     def __len__(self) -> int:
         return (self.num_frames + self.group_size - 1) // self.group_size
@@ -164,6 +170,8 @@ class PromptBuilder:
         if times is None:
             times = np.zeros(slots.num_frames)
         written = []
+        for note in filter(None, slots.notes):
+            self._check_words(note, "a text between the frames")
         for index in range(len(slots)):
             first, last = index * size, min((index + 1) * size, slots.num_frames) - 1
             written.append(
@@ -177,6 +185,9 @@ class PromptBuilder:
                     tokens=self.image_token * tokens_per_slot,
                 )
             )
+            if slots.notes and slots.notes[index]:
+                ends_line = self.config.separator.startswith("\n") or index + 1 == len(slots)
+                written[-1] += f"\n{slots.notes[index]}" + ("" if ends_line else "\n")
         return self.config.separator.join(written)
 
     def text(self, question: str, slots: Slots, tokens_per_slot: int, system: str | None = None) -> str:

@@ -29,7 +29,7 @@ def resize(
     Returns:
         uint8 (t, 3, height, width), contiguous, on the frames' device.
     """
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)) if isinstance(frames, np.ndarray) else frames
+    pixels = torch.from_numpy(np.require(frames, requirements=["C", "W"])) if isinstance(frames, np.ndarray) else frames
     # (t, 3, h, w) in channels-last memory, which is how the frames lie already: torch's uint8 kernel wants that.
     pixels = pixels.permute(0, 3, 1, 2)
     result = torch.empty((len(pixels), 3, *size), dtype=torch.uint8, device=pixels.device)
