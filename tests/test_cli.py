@@ -423,15 +423,15 @@ def test_what_cannot_be_reported_is_told_in_one_line(liteframe, tmp_path, conten
 
 
 def test_quickstart_hands_over_a_console(liteframe, stub):
-    def run(out, videos, seed, console, model, on_progress):
+    def run(out, videos, long_videos, seed, console, model, on_progress):
         on_progress(1, videos)
         console.print("a story")
-        return {"out": str(out), "seed": seed, "videos": videos, "model": model}
+        return {"out": str(out), "seed": seed, "videos": videos, "long": long_videos, "model": model}
 
     stub("quickstart", run=run)
     assert liteframe("quickstart").out == "a story\n"
-    ran = liteframe("quickstart", "--out", "here", "--videos", 2, "--seed", 5, "--json")
-    assert json.loads(ran.out) == {"out": "here", "seed": 5, "videos": 2, "model": "mini"}
+    ran = liteframe("quickstart", "--out", "here", "--videos", 2, "--long-videos", 0, "--seed", 5, "--json")
+    assert json.loads(ran.out) == {"out": "here", "seed": 5, "videos": 2, "long": 0, "model": "mini"}
     assert ran.err == "a story\n"
 
 
@@ -625,6 +625,6 @@ def test_the_miniature_answers(liteframe, mini, clip):
 
 
 def test_quickstart_runs(liteframe, mini, tmp_path):
-    ran = liteframe("quickstart", "--out", tmp_path / "tour", "--videos", 1, "--json")
+    ran = liteframe("quickstart", "--out", tmp_path / "tour", "--videos", 1, "--long-videos", 0, "--json")
     assert ran.status == 0, ran.err
     assert isinstance(json.loads(ran.out.splitlines()[-1]), dict)
