@@ -30,8 +30,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from liteframe.baselines import build_method
 from liteframe.encoded_video import EncodedVideo
-from liteframe.encoders import EncoderSource, build_encoder
+from liteframe.encoders import EncoderSource
 from liteframe.encoders.interface import STUDENT_FOLDER, VideoEncoder, group_frames
 from liteframe.errors import InputError, VideoWarning
 from liteframe.language.loading import Checkpoint, load_checkpoint, save_checkpoint
@@ -88,8 +89,8 @@ class VideoLLM:
 
         Args:
             name: see `liteframe.language.loading.load_checkpoint`.
-            encoder: a name from `liteframe.encoders.ENCODERS`, or the folder of a LiteFrame student; None takes the
-                one that the checkpoint names.
+            encoder: see `liteframe.baselines.build_method`: an encoder's name, the folder of a LiteFrame student, or a
+                baseline; None takes the encoder that the checkpoint names.
             device, dtype: ``auto`` takes what this machine is best at.
             cache: see `VideoLLM`.
 
@@ -104,8 +105,9 @@ class VideoLLM:
             feature_layer=config.vision_feature_layer,
             select_strategy=config.vision_feature_select_strategy,
             folder=checkpoint.folder,
+            shuffle_factor=round(1 / config.downsample_ratio),
         )
-        return cls(checkpoint, build_encoder(encoder or checkpoint.encoder, source), cache)
+        return cls(checkpoint, build_method(encoder or checkpoint.encoder, source), cache)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model, tokenizer, settings and a student, if any, to a new folder, which `from_pretrained` reads."""
