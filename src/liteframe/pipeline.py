@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from liteframe.baselines import build_method
+from liteframe.baselines import build_method, prefill_pruning
 from liteframe.encoded_video import EncodedVideo
 from liteframe.encoders import EncoderSource
 from liteframe.encoders.interface import STUDENT_FOLDER, VideoEncoder, group_frames
@@ -71,7 +71,7 @@ class VideoLLM:
         self.encoder = encoder
         self.cache = cache
         self._last: EncodedVideo | None = None
-        self.language = VideoLanguageModel(checkpoint)
+        self.language = VideoLanguageModel(checkpoint, pruning=prefill_pruning(encoder))
         grid = encoder.grid(checkpoint.pixels.height, checkpoint.pixels.width)
         self.tokens_per_slot = self.language.tokens_per_slot(grid)
 
@@ -200,7 +200,7 @@ class VideoLLM:
         return Answer(
             text=generation.text,
             num_frames=encoded.num_frames,
-            num_visual_tokens=encoded.visual.num_tokens,
+            num_visual_tokens=self.language.visual_tokens(encoded.visual),
             timings={stage: paid.get(stage, 0.0) for stage in STAGES},
             model=self.language.name,
             encoder=self.encoder.name,

@@ -131,7 +131,8 @@ class Answer:
     Attributes:
         text: the model's words.
         num_frames: frames that were encoded.
-        num_visual_tokens: language-model positions that the video took (labels and markers not counted).
+        num_visual_tokens: language-model positions that the video took (labels and markers not counted); of a method
+            that drops tokens inside the language model, those that are left.
         timings: seconds spent in ``decode``, ``preprocess``, ``encode``, ``prefill`` and ``generate``, each while it
             was at work. Stages that an earlier question about the same video paid for are 0, and its prefill is short;
             reading tokens that were kept on disk counts as prefill.

@@ -52,7 +52,7 @@ def test_batches_do_not_change_the_tokens(name, source, frames):
     torch.testing.assert_close(encoder.encode(frames, batch_frames=1).features, at_once, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["random", "visionzip"])
+@pytest.mark.parametrize("name", ["random", "visionzip", "tome"])
 def test_keeping_all_is_the_teacher(name, source, frames):
     """All sixteen tokens, in order: the teacher's squares of four patches, row by row."""
     setting = ":contextual=0" if name == "visionzip" else ""

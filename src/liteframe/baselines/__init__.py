@@ -17,10 +17,16 @@ from liteframe.errors import InputError
 
 if TYPE_CHECKING:
     from liteframe.encoders.interface import VideoEncoder
+    from liteframe.language.pruning import PrefillPruning
 
 BASELINES: dict[str, tuple[str, str]] = {
     "random": ("random", "RandomEncoder"),
+    "fastv": ("fastv", "FastVEncoder"),
+    "tome": ("tome", "ToMeEncoder"),
     "visionzip": ("visionzip", "VisionZipEncoder"),
+    "prumerge": ("prumerge", "PruMergeEncoder"),
+    "fastvid": ("fastvid", "FastVIDEncoder"),
+    "holitom": ("holitom", "HoliTomEncoder"),
 }
 """Every baseline: its name to its module here and its class."""
 
@@ -51,3 +57,8 @@ def build_method(name: str, source: EncoderSource) -> VideoEncoder:
     kind = getattr(importlib.import_module(f"liteframe.baselines.{module}"), class_name)
     settings = kind.settings_class.from_dict(values, source=f"encoder '{name}'")
     return kind(ENCODERS["teacher"](source), settings, source.shuffle_factor, name).eval()
+
+
+def prefill_pruning(encoder: VideoEncoder) -> PrefillPruning | None:
+    """What of a method the language model has to do; None for those that are done when a video is encoded."""
+    return getattr(encoder, "pruning", None)

@@ -56,6 +56,7 @@ class TeacherEncoder(VideoEncoder):
         if config.patch_size[0] != config.patch_size[1]:
             raise InputError(f"patches of {tuple(config.patch_size)} pixels: only square patches are supported")
         self.tower = tower
+        self.feature_layer = feature_layer
         self.name = "teacher"
         self.group_size = 1
         self.feature_dim = config.hidden_size
