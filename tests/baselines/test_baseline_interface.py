@@ -53,13 +53,31 @@ def test_batches_do_not_change_the_tokens(name, source, frames):
 
 
 @pytest.mark.parametrize("name", ["random", "visionzip", "tome"])
-def test_keeping_all_is_the_teacher(name, source, frames):
-    """All sixteen tokens, in order: the teacher's squares of four patches, row by row."""
+@pytest.mark.parametrize(("height", "width"), [(112, 112), (56, 140)])
+def test_keeping_all_is_the_teacher(name, height, width, source):
+    """All tokens, in order: the teacher's squares of four patches, row by row."""
+    rows, columns = height // 28, width // 28
+    pixels = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(4))
     setting = ":contextual=0" if name == "visionzip" else ""
-    kept = build_method(f"{name}:tokens=16{setting}", source).encode(frames).features
-    teacher = build_method("teacher", source).encode(frames).features
-    squares = teacher.reshape(6, 4, 2, 4, 2, 32).permute(0, 1, 3, 2, 4, 5).reshape(6, 16, 2, 2, 32)
-    torch.testing.assert_close(kept, squares, atol=1e-5, rtol=1e-5)
+    kept = build_method(f"{name}:tokens={rows * columns}{setting}", source).encode(pixels).features
+    teacher = build_method("teacher", source).encode(pixels).features[:, 0]
+    squares = [teacher[:, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2] for r in range(rows) for c in range(columns)]
+    torch.testing.assert_close(kept, torch.stack(squares, dim=1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fastvid", "holitom"])
+def test_a_short_window_is_filled_with_its_last_frame(name, source, frames):
+    encoder = build_method(f"{name}:tokens=2", source)
+    filled = encoder.encode(torch.cat([frames, frames[-1:], frames[-1:]])).features
+    torch.testing.assert_close(encoder.encode(frames).features, filled, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_the_towers_precision_is_kept(name, frames):
+    tower = make_model(make_config(image_size=(112, 112))).model.vision_tower.bfloat16()
+    features = build_method(f"{name}:tokens=2", EncoderSource(tower)).encode(frames.bfloat16()).features
+    assert features.dtype == torch.bfloat16
+    assert features.isfinite().all()
 
 
 @pytest.mark.parametrize("name", REDUCED)
@@ -72,6 +90,10 @@ def test_settings_tell_stored_tokens_apart(name, source):
 def test_what_cannot_be_is_one_line(source, frames):
     with pytest.raises(InputError, match=r"visionzip:tokens=17: cannot keep 17 tokens of a frame that has 16"):
         build_method("visionzip:tokens=17", source).encode(frames)
+    with pytest.raises(InputError, match="a window of 8 frames can keep 16 tokens, as many as one frame has, not 24"):
+        build_method("fastvid:frames=8:tokens=3", source).encode(frames)
+    with pytest.raises(InputError, match="takes its features before any attention; use random"):
+        build_method("tome", EncoderSource(source.vision_tower, feature_layer=0)).encode(frames)
     with pytest.raises(InputError, match="multiples of 28"):
         build_method("random", source).encode(torch.zeros(1, 3, 42, 56))
     with pytest.raises(InputError, match="write settings as NAME:key=value"):

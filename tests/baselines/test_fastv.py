@@ -93,7 +93,7 @@ def test_rows_of_the_cache_are_what_was_kept():
     lengths = [layer.keys.shape[2] for layer in cache.layers]
     assert lengths == [len(prompt.ids)] * 2 + [len(kept)] * 2
     assert len(kept) == len(prompt.ids) - 18
-    # 1e-4: the walk adds attention up in another order; logits are of order 1.
+    # 1e-4: the walk adds attention up in another order.
     torch.testing.assert_close(pruned.logits[0, -1], logits, atol=1e-4, rtol=1e-4)
     # Layer 3 reads kept positions as layer 2 left them, at their own rotary positions.
     torch.testing.assert_close(cache.layers[2].keys, whole.layers[2].keys[:, :, kept], atol=1e-5, rtol=1e-5)

@@ -38,8 +38,8 @@ class HoliTomEncoder(WindowEncoder):
     """HoliTom on windows of `frames` frames, in the place of the authors' whole video.
 
     The authors keep a ratio of what temporal merging leaves; here the budget of the window is divided in proportion to
-    it. Their further merging inside the language model is left out, and so is choosing some tokens by attention first,
-    which their settings for LLaVA-OneVision leave out as well.
+    it. Two parts of theirs are left out: further merging inside the language model, and choosing some tokens by
+    attention before the rest are clustered.
     """
 
     settings_class: ClassVar[type[WindowConfig]] = HoliTomConfig
