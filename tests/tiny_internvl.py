@@ -46,9 +46,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_config(
-    image_size: tuple[int, int] = (56, 56), max_positions: int = 2048, vision: dict[str, object] | None = None
+    image_size: tuple[int, int] = (56, 56),
+    max_positions: int = 2048,
+    vision: dict[str, object] | None = None,
+    layers: int = 2,
 ) -> InternVLConfig:
-    """Width 32, 2 layers on both sides, patch 14."""
+    """Width 32, 2 layers (`layers` in the language model), patch 14."""
     tokenizer = make_tokenizer()
     return InternVLConfig(
         vision_config={
@@ -64,7 +67,7 @@ def make_config(
         text_config={
             "model_type": "qwen2",
             "hidden_size": 48,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "intermediate_size": 96,
@@ -93,11 +96,15 @@ def make_model(config: InternVLConfig, seed: int = 0) -> InternVLForConditionalG
 
 
 def make_checkpoint(
-    image_size: tuple[int, int] = (56, 56), max_positions: int = 2048, prompt: str = "internvl", seed: int = 0
+    image_size: tuple[int, int] = (56, 56),
+    max_positions: int = 2048,
+    prompt: str = "internvl",
+    seed: int = 0,
+    layers: int = 2,
 ) -> Checkpoint:
     """A checkpoint in memory."""
     return Checkpoint(
-        model=make_model(make_config(image_size, max_positions), seed),
+        model=make_model(make_config(image_size, max_positions, layers=layers), seed),
         tokenizer=make_tokenizer(),
         prompt=PromptConfig.named(prompt),
         pixels=PixelConfig(height=image_size[0], width=image_size[1]),

@@ -238,7 +238,7 @@ def evaluate(
     ],
     data: Annotated[Path, typer.Option(help="Folder of the benchmark, as it is downloaded.", show_default=False)],
     model: Model = "mini",
-    encoder: Annotated[str, typer.Option(help="Encoders to compare, by comma.")] = "teacher",
+    encoder: Annotated[str, typer.Option(help="Encoders and baselines to compare, by comma.")] = "teacher",
     frames: Annotated[str, typer.Option(help="Numbers of frames to compare, by comma.")] = "8,16,32",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many videos.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for every answer and the results.")] = None,

@@ -20,7 +20,10 @@ Videos = Annotated[
 ]
 Encoder = Annotated[
     str | None,
-    typer.Option(help="teacher, pooled, average, liteframe or a student's folder; else the model's own."),
+    typer.Option(
+        help="teacher, pooled, average, liteframe, a student's folder, or a baseline such as random or "
+        "visionzip:tokens=4 (docs/baselines.md); else the model's own."
+    ),
 ]
 Frames = Annotated[int | None, typer.Option(help="Frames, evenly spread (32 unless --fps is given).")]
 Fps = Annotated[float | None, typer.Option(help="Frames a second, instead of --frames.")]

@@ -30,8 +30,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from liteframe.baselines import build_method, prefill_pruning
 from liteframe.encoded_video import EncodedVideo
-from liteframe.encoders import EncoderSource, build_encoder, student_folder
+from liteframe.encoders import EncoderSource, student_folder
 from liteframe.encoders.interface import STUDENT_FOLDER, VideoEncoder, group_frames
 from liteframe.errors import InputError, VideoWarning
 from liteframe.language.adapter import ADAPTER_FOLDER
@@ -71,7 +72,7 @@ class VideoLLM:
         self.encoder = encoder
         self.cache = cache
         self._last: EncodedVideo | None = None
-        self.language = VideoLanguageModel(checkpoint)
+        self.language = VideoLanguageModel(checkpoint, pruning=prefill_pruning(encoder))
         grid = encoder.grid(checkpoint.pixels.height, checkpoint.pixels.width)
         self.tokens_per_slot = self.language.tokens_per_slot(grid)
 
@@ -89,9 +90,9 @@ class VideoLLM:
 
         Args:
             name: see `liteframe.language.loading.load_checkpoint`.
-            encoder: a name from `liteframe.encoders.ENCODERS`, or the folder of a LiteFrame student; None takes the
-                one that the checkpoint names. Where an adapter of the language model lies in the student's folder, as
-                in the miniature's, it is used with that student, and with no other encoder.
+            encoder: see `liteframe.baselines.build_method`: an encoder's name, the folder of a LiteFrame student, or a
+                baseline; None takes the encoder that the checkpoint names. Where an adapter of the language model lies
+                in the student's folder, as in the miniature's, it is used with that student, and with no other encoder.
             device, dtype: ``auto`` takes what this machine is best at.
             cache: see `VideoLLM`.
 
@@ -107,11 +108,12 @@ class VideoLLM:
             feature_layer=config.vision_feature_layer,
             select_strategy=config.vision_feature_select_strategy,
             folder=checkpoint.folder,
+            shuffle_factor=round(1 / config.downsample_ratio),
         )
         student = student_folder(encoder, source)
         if student is not None and (student / ADAPTER_FOLDER).is_dir() and not checkpoint.is_adapted:
             checkpoint = with_adapter(checkpoint, student / ADAPTER_FOLDER)
-        return cls(checkpoint, build_encoder(encoder, source), cache)
+        return cls(checkpoint, build_method(encoder, source), cache)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model, tokenizer, settings and a student, if any, to a new folder, which `from_pretrained` reads."""
@@ -204,7 +206,7 @@ class VideoLLM:
         return Answer(
             text=generation.text,
             num_frames=encoded.num_frames,
-            num_visual_tokens=encoded.visual.num_tokens,
+            num_visual_tokens=self.language.visual_tokens(encoded.visual),
             timings={stage: paid.get(stage, 0.0) for stage in STAGES},
             model=self.language.name,
             encoder=self.encoder.name,

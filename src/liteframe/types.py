@@ -91,7 +91,8 @@ class VideoTokens:
 
     Attributes:
         features: floating (g, t, h, w, d). `t` is 1 for encoders that compress time, and for a per-frame encoder,
-            whose groups hold one frame; the grid is the one *before* pixel shuffle.
+            whose groups hold one frame; the grid is the one *before* pixel shuffle. Of methods that keep an irregular
+            choice, `t` counts the kept tokens, each a square that pixel shuffle folds (`liteframe.baselines.reduced`).
         num_frames: how many true frames went in; padding of the last group by its last frame is not counted.
         group_size: frames per group.
         seconds: float64 (num_frames,), presentation times of the true frames, or None when unknown (training clips).
@@ -131,7 +132,8 @@ class Answer:
     Attributes:
         text: the model's words.
         num_frames: frames that were encoded.
-        num_visual_tokens: language-model positions that the video took (labels and markers not counted).
+        num_visual_tokens: language-model positions that the video took (labels and markers not counted); of a method
+            that drops tokens inside the language model, those that are left.
         timings: seconds spent in ``decode``, ``preprocess``, ``encode``, ``prefill`` and ``generate``, each while it
             was at work. Stages that an earlier question about the same video paid for are 0, and its prefill is short;
             reading tokens that were kept on disk counts as prefill.

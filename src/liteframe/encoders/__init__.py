@@ -7,7 +7,7 @@ tower or beside it. Nothing heavy is imported until one is built.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +28,14 @@ class EncoderSource:
         feature_layer: its ``vision_feature_layer``.
         select_strategy: its ``vision_feature_select_strategy``.
         folder: where it lies, for encoders with weights of their own beside it; None for a model in memory.
+        shuffle_factor: side of the square of patches that becomes one token, 1 / its ``downsample_ratio``.
     """
 
     vision_tower: Any
     feature_layer: int | list[int] = -1
     select_strategy: str = "default"
     folder: Path | None = None
+    shuffle_factor: int = 2
 
 
 def _teacher(source: EncoderSource) -> TeacherEncoder:
@@ -92,12 +94,13 @@ ENCODERS: dict[str, Callable[[EncoderSource], VideoEncoder]] = {
 """Every known encoder: its name to the function that builds it."""
 
 
-def build_encoder(name: str, source: EncoderSource) -> VideoEncoder:
+def build_encoder(name: str, source: EncoderSource, also: Iterable[str] = ()) -> VideoEncoder:
     """The encoder called `name`, in eval mode.
 
     Args:
         name: one of `ENCODERS`, or the folder of a LiteFrame student.
         source: the checkpoint that it serves.
+        also: further names for the message where there is no such encoder; `liteframe.baselines` builds those.
 
     Raises:
         InputError: no such encoder; the message lists the known ones.
@@ -106,5 +109,6 @@ def build_encoder(name: str, source: EncoderSource) -> VideoEncoder:
     if name not in ENCODERS:
         if student_folder(name, source) is not None:
             return _liteframe(source, name).eval()
-        raise InputError(f"encoder '{name}': unknown; use one of {', '.join(ENCODERS)}, or the folder of a student")
+        known = ", ".join([*ENCODERS, *also])
+        raise InputError(f"encoder '{name}': unknown; use one of {known}, or the folder of a student")
     return ENCODERS[name](source).eval()

@@ -56,6 +56,7 @@ class TeacherEncoder(VideoEncoder):
         if config.patch_size[0] != config.patch_size[1]:
             raise InputError(f"patches of {tuple(config.patch_size)} pixels: only square patches are supported")
         self.tower = tower
+        self.feature_layer = feature_layer
         self.name = "teacher"
         self.group_size = 1
         self.feature_dim = config.hidden_size
@@ -79,14 +80,34 @@ class TeacherEncoder(VideoEncoder):
 
     def frame_features(self, pixels: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n h w d"]:
         """Patch features of independent frames, in the tower's dtype."""
-        _, h, w = self.grid(*pixels.shape[-2:])
-        hidden = self._embed(pixels, (h, w))
-        for block in self.tower.encoder.layer[: self._blocks]:
+        hidden = self.embed(pixels)
+        for block in self.blocks:
             hidden = block(hidden)
-            hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # a tuple in transformers before 5
-        if self._final:
-            hidden = self.tower.layernorm(hidden)
-        return rearrange(hidden[:, 1:], "n (h w) d -> n h w d", h=h, w=w)
+        return self.patches(hidden, self.grid(*pixels.shape[-2:])[1:])
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The transformer blocks (``InternVLVisionLayer``) that are run, in order."""
+        return list(self.tower.encoder.layer[: self._blocks])
+
+    def embed(self, pixels: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n tokens d"]:
+        """Step 1: what the first block reads, CLS first; InputError for a size that is not a multiple of the patch."""
+        grid = self.grid(*pixels.shape[-2:])[1:]
+        embeddings = self.tower.embeddings
+        patches = embeddings.patch_embeddings.projection(pixels.to(self.tower.dtype))
+        cls = embeddings.cls_token.expand(len(pixels), -1, -1)
+        hidden = torch.cat([cls, rearrange(patches, "n d h w -> n (h w) d")], dim=1)
+        if embeddings.position_embeddings is not None:
+            hidden = hidden + resample_positions(embeddings.position_embeddings, self.native_grid, grid)
+        return embeddings.dropout(hidden)
+
+    def patches(self, hidden: Float[Tensor, "n tokens d"], grid: tuple[int, int]) -> Float[Tensor, "n h w d"]:
+        """Step 3: what the last block wrote, as features on the `grid`."""
+        return rearrange(self.finish(hidden)[:, 1:], "n (h w) d -> n h w d", h=grid[0], w=grid[1])
+
+    def finish(self, hidden: Float[Tensor, "n tokens d"]) -> Float[Tensor, "n tokens d"]:
+        """The tower's final norm, where it has one and its output is what is asked for."""
+        return self.tower.layernorm(hidden) if self._final else hidden
 
     def settings(self) -> dict[str, Any]:
         """See `VideoEncoder.settings`: the tower's config and how far it is run."""
@@ -100,15 +121,6 @@ class TeacherEncoder(VideoEncoder):
         n = rows * columns + 1  # CLS
         block = 2 * n * d * (4 * d + 2 * n + 2 * mlp)
         return num_frames * (2 * rows * columns * 3 * self.patch_size**2 * d + self._blocks * block)
-
-    def _embed(self, pixels: Float[Tensor, "n 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "n tokens d"]:
-        embeddings = self.tower.embeddings
-        patches = embeddings.patch_embeddings.projection(pixels.to(self.tower.dtype))
-        cls = embeddings.cls_token.expand(len(pixels), -1, -1)
-        hidden = torch.cat([cls, rearrange(patches, "n d h w -> n (h w) d")], dim=1)
-        if embeddings.position_embeddings is not None:
-            hidden = hidden + resample_positions(embeddings.position_embeddings, self.native_grid, grid)
-        return embeddings.dropout(hidden)
 
 
 def resample_positions(

@@ -47,7 +47,8 @@ class _File(BaseModel):
 
 def predictions_name(encoder: str, frames: int) -> str:
     """The file name of the answers with `encoder` (a name, or the folder of a student) at `frames` frames."""
-    return f"predictions-{encoder.strip(os.sep).replace(os.sep, '_')}-{frames}.jsonl"
+    # A baseline's settings stand behind colons, which not every file system and archive can store.
+    return f"predictions-{encoder.strip(os.sep).replace(os.sep, '_').replace(':', '_')}-{frames}.jsonl"
 
 
 def load_results(folder: str | Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from liteframe.language.loading import Checkpoint
 from liteframe.language.prefix import SharedPrefix, cache_argument
 from liteframe.language.projector import project_grid, shuffled_tokens
 from liteframe.language.prompt import Prompt, PromptBuilder, Slots
+from liteframe.language.pruning import PrefillPruning
 from liteframe.runtime import Stopwatch
 from liteframe.types import VideoTokens
 
@@ -81,9 +83,15 @@ class VideoLanguageModel:
         checkpoint: from `load_checkpoint`; its model is used as it is, not copied.
         reuse_prefix: keep the keys and values of the video that was asked about last, so that another question about
             the same `VisualTokens` only computes what is its own. They go with the `VisualTokens`. False, to measure.
+        pruning: drops visual tokens while `generate` reads them; then there is no prefix to reuse.
+
+    Raises:
+        InputError: `pruning` does not fit the model.
     """
 
-    def __init__(self, checkpoint: Checkpoint, reuse_prefix: bool = True) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, reuse_prefix: bool = True, pruning: PrefillPruning | None = None
+    ) -> None:
         self.name = checkpoint.name
         self.model = checkpoint.model
         self.tokenizer = checkpoint.tokenizer
@@ -91,7 +99,10 @@ class VideoLanguageModel:
         self.prompts = PromptBuilder(checkpoint.tokenizer, checkpoint.prompt, config.image_token_id)
         self.shuffle_factor = round(1 / config.downsample_ratio)
         self.max_positions = int(config.text_config.max_position_embeddings)
-        self.prefix = SharedPrefix() if reuse_prefix else None
+        self.prefix = SharedPrefix() if reuse_prefix and pruning is None else None
+        self.pruning = pruning
+        if pruning is not None:
+            pruning.check(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -112,6 +123,10 @@ class VideoLanguageModel:
         with torch.inference_mode():
             embeddings = self.project(tokens)
         return VisualTokens(embeddings, Slots(tokens.num_frames, tokens.group_size, tokens.seconds))
+
+    def visual_tokens(self, visual: VisualTokens) -> int:
+        """Visual tokens that an answer is read from: all of them, or what `pruning` leaves."""
+        return visual.num_tokens if self.pruning is None else self.pruning.kept(*visual.embeddings.shape[:2])
 
     def count(self, question: str, slots: Slots, tokens_per_slot: int, max_new_tokens: int) -> int:
         """Positions that a request takes: prompt, visual tokens and the room for the answer.
@@ -201,7 +216,12 @@ class VideoLanguageModel:
         embeddings = self.splice(visual.embeddings, prompt)
         cache = self.prefix.cache_for(visual, prompt, self.model) if self.prefix is not None else None
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=seed is not None):
+        pruned = (
+            self.pruning.applied(self.model, prompt.visual, self.visual_tokens(visual))
+            if self.pruning is not None
+            else nullcontext()
+        )
+        with torch.random.fork_rng(devices, enabled=seed is not None), pruned:
             if seed is not None:
                 torch.manual_seed(seed)
             self.model.generate(
