@@ -85,3 +85,23 @@ def points(rows: list[dict[str, Any]]) -> Table:
         speed = (f"{row['seconds']:.3f} s", f"{row['speedup']:.2f}x", "*" if row["pareto"] else "")
         made.add_row(name, str(row["frames"]), *accuracy, *speed)
     return made
+
+
+def stage_bounds(result: dict[str, Any]) -> Table:
+    """What `bench` measured: the median seconds of every stage, and below them the least that the machine needs."""
+    stages = list(result["rows"][0]["stages"])
+    names = [name.replace("_", " ") for name in stages]
+    made = terminal.table("method", "frames", "tokens", *names, "all", "memory", title=f"{result['shape']}, seconds")
+    for row in result["rows"]:
+        seconds, bounds = row["stages"], row["bound_seconds"]
+        made.add_row(
+            row["method"],
+            str(row["frames"]),
+            str(row["visual_tokens"]),
+            *(f"{seconds[stage]:.4f}" for stage in stages),
+            f"{sum(seconds.values()):.4f}",
+            f"{row['peak_memory_bytes'] / 2**30:.2f} GiB",
+        )
+        bound = (f"{bounds[stage]:.4f}" if stage in bounds else "" for stage in stages)
+        made.add_row("  bound", "", "", *bound, f"{sum(bounds.values()):.4f}", "", style="dim")
+    return made
