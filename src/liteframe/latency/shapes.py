@@ -138,7 +138,7 @@ def counted_prompt(slots: Slots, tokens_per_slot: int) -> Prompt:
         behind = 2  # </img> and the line break
         is_visual += [False] * (label_tokens(slot) - behind) + [True] * tokens_per_slot + [False] * behind
     visual = torch.tensor(is_visual + [False] * (CHAT_TOKENS - before))
-    return Prompt(text="", ids=torch.arange(len(visual)) % 1000, visual=visual)  # any words do
+    return Prompt(text="", ids=torch.arange(len(visual)) % 100, visual=visual)  # any words do
 
 
 def _written_prompt(checkpoint: Checkpoint) -> PromptMaker:
