@@ -390,11 +390,11 @@ def test_bench_prints_a_row_and_its_bound_for_each_setting(liteframe, stub):
 
     stub("latency.bench", run=run)
     ran = liteframe("bench")
-    lines = ran.out.splitlines()
-    assert lines[1].split() == ["method", "frames", "tokens", "decode", "first", "token", "all", "memory"]
-    assert lines[2].split() == ["teacher", "8", "128", "0.2500", "0.5000", "0.7500", "0.50", "GiB"]
-    assert lines[3].split() == ["bound", "0.1250", "0.1250"]
-    assert lines[4] == "x/bench [1].png"
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert lines[:2] == [["mini,", "8", "frames"], ["seconds", "teacher", "bound"]]
+    assert lines[2:5] == [["decode", "0.2500"], ["first", "token", "0.5000", "0.1250"], ["all", "0.7500", "0.1250"]]
+    assert lines[5:7] == [["visual", "tokens", "128"], ["memory,", "GiB", "0.50"]]
+    assert lines[7:] == [["x/bench", "[1].png"]]
     assert one_line(ran.err) == "liteframe: left out: teacher with 512 frames is too long\n"
     options = ("--shape", "internvl3-1b", "--frames", "4,512", "--method", "pooled", "--device", "cpu", "--out", "x")
     ran = liteframe(

@@ -330,7 +330,8 @@ def bench(
             on_progress=on_progress,
         )
     console = Console()
-    console.print(tables.stage_bounds(result))
+    for measured in dict.fromkeys(row["frames"] for row in result["rows"]):
+        console.print(tables.stage_bounds(result, measured))
     for left_out in result["left_out"]:
         terminal.tell_fault(f"left out: {left_out['reason']}")
     for path in result["files"]:

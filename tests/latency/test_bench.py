@@ -170,14 +170,16 @@ def test_the_miniature_is_timed_with_what_is_shipped(mini):
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 
-def test_rates_are_work_over_time(monkeypatch):
-    monkeypatch.setattr(machine, "_best_seconds", lambda run, device: 0.5)
-    rates, facts = machine.measure_rates(CPU, torch.float32, weight_bytes=3 << 20)
-    assert facts["matrix_side"] == max(machine._CPU_SIDES)
-    assert rates.flops == 2 * facts["matrix_side"] ** 3 / 0.5
-    assert facts["buffer_bytes"] == 3 << 20
-    assert rates.bytes == facts["copy_bytes_per_second"] == 2 * (3 << 20) / 0.5
-    assert facts["read_bytes_per_second"] == (3 << 20) / 0.5
+def test_rates_are_work_over_time_and_the_best_counts(monkeypatch):
+    seconds = [0.5]
+    monkeypatch.setattr(machine, "_best_seconds", lambda run, device: seconds[0])
+    gauge = machine.Gauge(CPU, torch.float32, weight_bytes=3 << 20)
+    assert gauge.best["buffer_bytes"] == 3 << 20
+    for seconds[0], fastest in ((0.5, 0.5), (2.0, 0.5), (0.25, 0.25)):
+        gauge.measure()
+        assert gauge.rates.flops == 2 * max(machine._CPU_SIDES) ** 3 / fastest
+        assert gauge.rates.bytes == gauge.best["copy_bytes_per_second"] == 2 * (3 << 20) / fastest
+        assert gauge.best["read_bytes_per_second"] == (3 << 20) / fastest
 
 
 def test_the_fastest_run_counts(monkeypatch):

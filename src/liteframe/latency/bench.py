@@ -86,7 +86,8 @@ def run(
     """Time every stage of one question about a video of needles, for each method and number of frames.
 
     After a warm-up pass of each setting, rounds follow in which every setting runs once, so that a change of the
-    machine's speed meets all of them. The video of n frames is made anew, holds exactly n frames, and all are read.
+    machine's speed meets all of them. The machine's rates are measured first and again after each round. The video of n
+    frames is made anew, holds exactly n frames, and all are read.
 
     Args:
         shape: a name of `SHAPES`, or a `Shape`.
@@ -124,12 +125,13 @@ def run(
     costs = request.costs()
     settings, left_out = settings_that_fit(request, costs)
     check_memory(request, costs, settings, machine.free_memory(target))
-    rates, measured = machine.measure_rates(target, request.dtype, costs.language_weights * costs.bytes_per_value)
+    gauge = machine.Gauge(target, request.dtype, costs.language_weights * costs.bytes_per_value)
     subject = build_subject(request.shape, list(dict.fromkeys(method for method, _ in settings)), target, request.dtype)
-    passes, peaks = _measure(subject, settings, request, seed, on_progress)
+    passes, peaks = _measure(subject, settings, request, seed, gauge, on_progress)
+    rates = gauge.rates
     rows = [_row(costs, rates, answer_tokens, setting, passes[setting], peaks[setting]) for setting in settings]
     result: dict[str, Any] = {
-        "machine": {**machine.bench_facts(target, request.dtype), **measured},
+        "machine": {**machine.bench_facts(target, request.dtype), **gauge.best},
         "shape": request.shape.name,
         "weights": subject.weights,
         "settings": {
@@ -240,6 +242,7 @@ def _measure(
     settings: list[Setting],
     request: Request,
     seed: int,
+    gauge: machine.Gauge,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[Setting, list[Pass]], dict[Setting, int]]:
     """The passes of every setting, and the peak memory of its warm-up in bytes."""
@@ -261,6 +264,7 @@ def _measure(
                 done += 1
                 if on_progress is not None:
                     on_progress(done, total)
+            gauge.measure()
     return passes, peaks
 
 

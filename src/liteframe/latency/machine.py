@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,44 +20,54 @@ from liteframe.runtime import Stopwatch, machine_facts
 
 _REPEATS = 5
 _CPU_SIDES, _GPU_SIDES = (512, 1024, 2048), (4096, 8192)
+_COLUMNS = 1024
 _SMALLEST_BUFFER, _LARGEST_BUFFER = 1 << 20, 256 << 20
 _PROCESS = Path("/proc/self")
 
 
-def measure_rates(device: torch.device, dtype: torch.dtype, weight_bytes: int) -> tuple[Rates, dict[str, Any]]:
-    """The best rates that plain torch reaches here, each the best of a few runs after one of warm-up.
+class Gauge:
+    """The best rates that plain torch has reached here in all measurements; the first is taken at once.
 
     The matrix rate is that of square products. Bandwidth is that of a copy or of a matrix-vector product, whichever
     moves more bytes a second, on buffers of the size of the language model's weights, 1 to 256 MiB: what stays in a
-    processor's cache is read from there in the model as well, and must not beat its own bound.
+    processor's cache is read from there in the model as well, and must not beat its own bound. On a machine that others
+    use, one measurement may fall into a slow moment; a bound needs the fast ones, so measure again now and then.
 
     Args:
         weight_bytes: of the language model.
 
-    Returns:
-        the rates, and what was measured: ``flops_per_second``, ``matrix_side``, ``bytes_per_second``,
-        ``copy_bytes_per_second``, ``read_bytes_per_second``, ``buffer_bytes``.
+    Attributes:
+        best: ``flops_per_second``, ``copy_bytes_per_second``, ``read_bytes_per_second``, ``bytes_per_second`` (the
+            larger of these two), ``buffer_bytes``.
     """
-    rates = {}
-    for side in _GPU_SIDES if device.type == "cuda" else _CPU_SIDES:
-        left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        rates[side] = 2 * side**3 / _best_seconds(lambda a=left, b=right: a @ b, device)  # type: ignore[misc]
-    best_side = max(rates, key=lambda side: rates[side])
-    size = min(max(weight_bytes, _SMALLEST_BUFFER), _LARGEST_BUFFER)
-    count = size // dtype.itemsize // 1024 * 1024
-    source, target = (torch.ones(count, device=device, dtype=dtype) for _ in range(2))
-    copied = 2 * count * dtype.itemsize / _best_seconds(lambda: target.copy_(source), device)
-    matrix, vector = source.view(-1, 1024), torch.ones(1024, device=device, dtype=dtype)
-    read = count * dtype.itemsize / _best_seconds(lambda: matrix @ vector, device)
-    facts = {
-        "flops_per_second": rates[best_side],
-        "matrix_side": best_side,
-        "bytes_per_second": max(copied, read),
-        "copy_bytes_per_second": copied,
-        "read_bytes_per_second": read,
-        "buffer_bytes": count * dtype.itemsize,
-    }
-    return Rates(facts["flops_per_second"], facts["bytes_per_second"]), facts
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, weight_bytes: int) -> None:
+        self._device, self._dtype = device, dtype
+        size = min(max(weight_bytes, _SMALLEST_BUFFER), _LARGEST_BUFFER)
+        self._count = size // dtype.itemsize // _COLUMNS * _COLUMNS
+        self.best: dict[str, float] = {"buffer_bytes": self._count * dtype.itemsize}
+        self.measure()
+
+    @property
+    def rates(self) -> Rates:
+        """What bounds are computed with."""
+        return Rates(self.best["flops_per_second"], self.best["bytes_per_second"])
+
+    def measure(self) -> None:
+        """Measure once more: of every rate the best of a few runs after one of warm-up."""
+        how = {"device": self._device, "dtype": self._dtype}
+        for side in _GPU_SIDES if self._device.type == "cuda" else _CPU_SIDES:
+            matrix = torch.ones(side, side, **how)
+            self._keep("flops_per_second", 2 * side**3 / _best_seconds(partial(torch.mm, matrix, matrix), self._device))
+        source, target = (torch.ones(self._count, **how) for _ in range(2))
+        size = self._count * self._dtype.itemsize
+        self._keep("copy_bytes_per_second", 2 * size / _best_seconds(partial(target.copy_, source), self._device))
+        rows, vector = source.view(-1, _COLUMNS), torch.ones(_COLUMNS, **how)
+        self._keep("read_bytes_per_second", size / _best_seconds(partial(torch.mv, rows, vector), self._device))
+        self._keep("bytes_per_second", max(self.best[f"{kind}_bytes_per_second"] for kind in ("copy", "read")))
+
+    def _keep(self, name: str, rate: float) -> None:
+        self.best[name] = max(self.best.get(name, 0.0), rate)
 
 
 def _best_seconds(run: Callable[[], Any], device: torch.device) -> float:
