@@ -34,6 +34,7 @@ from liteframe.latency.shapes import (
 )
 from liteframe.pipeline import VideoLLM
 from liteframe.video.probe import probe
+from tiny_internvl import make_model
 
 CPU = torch.device("cpu")
 
@@ -154,7 +155,22 @@ def test_random_models_are_made_in_their_dtype(tiny_shape):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert torch.get_default_dtype() == torch.float32
     # What turns positions into angles is no weight: in bfloat16 it could not tell far positions apart.
-    assert model.model.language_model.rotary_emb.inv_freq.dtype == torch.float32
+    angles = model.model.language_model.rotary_emb.inv_freq
+    assert torch.equal(angles, make_model(tiny_shape.config).model.language_model.rotary_emb.inv_freq)
+    assert angles.dtype == torch.float32
+
+
+def test_random_models_compute_with_every_weight(tiny_shape):
+    """No memory that was left as it was, no zeros: every matrix is random, and outputs depend on the position."""
+    model, again = (random_model(tiny_shape.config, CPU, torch.float32) for _ in range(2))
+    for (name, parameter), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(parameter, other), name
+        if parameter.ndim > 1:
+            assert 0.01 < float(parameter.detach().std()) < 0.03, name
+            assert (parameter == 0).float().mean() < 0.01, name
+    with torch.inference_mode():
+        logits = model(input_ids=torch.arange(8)[None]).logits[0]
+    assert logits.isfinite().all() and not torch.allclose(logits[0], logits[1])
 
 
 def test_the_miniature_is_timed_with_what_is_shipped(mini):

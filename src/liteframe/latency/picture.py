@@ -41,7 +41,9 @@ def draw_stages(path: Path, result: dict[str, Any]) -> None:
     figure.legend(handles, [label.replace("_", " ") for label in labels], loc="outside lower center", ncols=4)
     facts = result["machine"]
     device = facts.get("gpu", facts["processor"]) if facts["device"] != "cpu" else facts["processor"]
-    figure.suptitle(f"{result['shape']}, {facts['dtype']}, {device}, {facts['threads']} threads", fontsize=10)
+    weights = ", ".join(f"{part} {kind}" for part, kind in result["weights"].items())
+    title = f"{result['shape']} ({weights}), {facts['dtype']}, {device}, threads: {facts['threads']}"
+    figure.suptitle(title, fontsize=9)
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=120)
     plt.close(figure)
