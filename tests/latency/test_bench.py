@@ -239,6 +239,13 @@ def test_wrong_requests_are_refused(tiny_shape, arguments, words):
         run(**{"shape": tiny_shape, **arguments})
 
 
+def test_a_folder_that_cannot_be_made_fails_before_anything_is_measured(tiny_shape, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "Gauge", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        run(tiny_shape, [1], ["teacher"], device="cpu", out=tmp_path / "file")
+
+
 def test_nothing_that_the_context_holds_is_refused(tiny_shape):
     with pytest.raises(InputError, match=r"teacher with 600 frames needs .* ask for fewer"):
         run(tiny_shape, [600], ["teacher"])

@@ -111,6 +111,7 @@ def run(
         InputError: an unknown shape or method, a device that is not there, a value out of range, more memory than
             there is, or no setting that the context holds.
         CheckpointError: shipped weights that cannot be loaded.
+        OSError: `out` cannot be written.
     """
     target = choose_device(device)
     request = Request(
@@ -125,6 +126,8 @@ def run(
     costs = request.costs()
     settings, left_out = settings_that_fit(request, costs)
     check_memory(request, costs, settings, machine.free_memory(target))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # fails now, not after the measuring
     gauge = machine.Gauge(target, request.dtype, costs.language_weights * costs.bytes_per_value)
     subject = build_subject(request.shape, list(dict.fromkeys(method for method, _ in settings)), target, request.dtype)
     passes, peaks = _measure(subject, settings, request, seed, gauge, on_progress)
@@ -147,7 +150,6 @@ def run(
     }
     if out is not None:
         picture, report = out / "bench.png", out / "bench.json"
-        out.mkdir(parents=True, exist_ok=True)
         draw_stages(picture, result)
         result["files"] = [str(picture), str(report)]
         write_whole(report, json.dumps(result, indent=1) + "\n")

@@ -55,15 +55,15 @@ class Gauge:
 
     def measure(self) -> None:
         """Measure once more: of every rate the best of a few runs after one of warm-up."""
-        how = {"device": self._device, "dtype": self._dtype}
+        device, dtype = self._device, self._dtype
         for side in _GPU_SIDES if self._device.type == "cuda" else _CPU_SIDES:
-            matrix = torch.ones(side, side, **how)
-            self._keep("flops_per_second", 2 * side**3 / _best_seconds(partial(torch.mm, matrix, matrix), self._device))
-        source, target = (torch.ones(self._count, **how) for _ in range(2))
-        size = self._count * self._dtype.itemsize
-        self._keep("copy_bytes_per_second", 2 * size / _best_seconds(partial(target.copy_, source), self._device))
-        rows, vector = source.view(-1, _COLUMNS), torch.ones(_COLUMNS, **how)
-        self._keep("read_bytes_per_second", size / _best_seconds(partial(torch.mv, rows, vector), self._device))
+            matrix = torch.rand(side, side, device=device, dtype=dtype)
+            self._keep("flops_per_second", 2 * side**3 / _best_seconds(partial(torch.mm, matrix, matrix), device))
+        source, target = (torch.rand(self._count, device=device, dtype=dtype) for _ in range(2))
+        size = self._count * dtype.itemsize
+        self._keep("copy_bytes_per_second", 2 * size / _best_seconds(partial(target.copy_, source), device))
+        rows, vector = source.view(-1, _COLUMNS), torch.rand(_COLUMNS, device=device, dtype=dtype)
+        self._keep("read_bytes_per_second", size / _best_seconds(partial(torch.mv, rows, vector), device))
         self._keep("bytes_per_second", max(self.best[f"{kind}_bytes_per_second"] for kind in ("copy", "read")))
 
     def _keep(self, name: str, rate: float) -> None:
