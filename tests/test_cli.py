@@ -17,7 +17,7 @@ from liteframe.types import Answer, Fault, VideoInfo
 
 COMMANDS = (
     "ask", "encode", "probe", "needles", "data check", "pretrain", "distill", "adapt", "evaluate", "report",
-    "quickstart",
+    "bench", "quickstart",
 )  # fmt: skip
 INFO = VideoInfo("clip.mp4", 128, 96, 2.0, 10.0, 20, 0, "h264", "yuv420p", "mov,mp4")
 ANSWER = Answer(
@@ -115,6 +115,9 @@ def one_line(text: str) -> str:
         ("evaluate", "needles", "--data", "x", "--frames", "8,x"),
         ("evaluate", "needles", "--data", "x", "--encoder", ""),
         ("report",),
+        ("bench", "--frames", "8,many"),
+        ("bench", "--method", ","),
+        ("bench", "--repeats", "often"),
     ],
     ids=" ".join,
 )
@@ -420,6 +423,34 @@ def test_what_cannot_be_reported_is_told_in_one_line(liteframe, tmp_path, conten
     ran = liteframe("report", folder, "--json")
     assert (ran.status, ran.out) == (1, "")
     assert str(folder) in one_line(ran.err) and words in ran.err
+
+
+def test_bench_prints_a_row_and_its_bound_for_each_setting(liteframe, stub):
+    asked = []
+
+    def run(shape, frames, methods, **options):
+        options.pop("on_progress")(1, 2)
+        asked.append((shape, frames, methods, {**options, "out": options["out"] and str(options["out"])}))
+        row = {"method": "teacher", "frames": 8, "visual_tokens": 128, "stages": {"decode": 0.25, "first_token": 0.5},
+               "bound_seconds": {"first_token": 0.125}, "peak_memory_bytes": 2**29}  # fmt: skip
+        left_out = [{"method": "teacher", "frames": 512, "reason": "teacher with 512 frames is too long"}]
+        return {"shape": shape, "rows": [row], "left_out": left_out, "files": ["x/bench [1].png"]}
+
+    stub("latency.bench", run=run)
+    ran = liteframe("bench")
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert lines[:2] == [["mini,", "8", "frames"], ["seconds", "teacher", "bound"]]
+    assert lines[2:5] == [["decode", "0.2500"], ["first", "token", "0.5000", "0.1250"], ["all", "0.7500", "0.1250"]]
+    assert lines[5:7] == [["visual", "tokens", "128"], ["memory,", "GiB", "0.50"]]
+    assert lines[7:] == [["x/bench", "[1].png"]]
+    assert one_line(ran.err) == "liteframe: left out: teacher with 512 frames is too long\n"
+    options = ("--shape", "internvl3-1b", "--frames", "4,512", "--method", "pooled", "--device", "cpu", "--out", "x")
+    ran = liteframe(
+        "bench", *options, "--repeats", 2, "--answer-tokens", 3, "--seed", 7, "--dtype", "float32", "--json"
+    )
+    assert json.loads(ran.out)["rows"][0]["visual_tokens"] == 128
+    others = {"device": "cpu", "dtype": "float32", "out": "x", "repeats": 2, "answer_tokens": 3, "seed": 7}
+    assert asked[1] == ("internvl3-1b", [4, 512], ["pooled"], others)
 
 
 def test_quickstart_hands_over_a_console(liteframe, stub):

@@ -337,6 +337,53 @@ def report(
 
 
 @command("""
+    liteframe bench --out runs/bench
+    liteframe bench --shape internvl3-2b --frames 4 --method teacher,liteframe --repeats 1 --device cpu
+    liteframe bench --shape internvl3-8b --frames 8,64,512 --device cuda --out runs/bench-8b --json
+""")
+def bench(
+    shape: Annotated[str, typer.Option(help="mini, internvl3-1b, internvl3-2b or internvl3-8b.")] = "mini",
+    frames: Annotated[str, typer.Option(help="Numbers of frames, by comma.")] = "8,64",
+    method: Annotated[str, typer.Option(help="Methods to compare, by comma.")] = "teacher,pooled,liteframe",
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.png.")] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds behind the warm-up, of which medians are taken.")] = 5,
+    answer_tokens: Annotated[int, typer.Option(help="Tokens of every answer.")] = 16,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Time every stage from a video file to an answer, beside the least time that this machine needs for it.
+
+    InternVL3's shapes have random weights: they take the time of trained ones, and answer nothing.
+    """
+    methods, counts = parse_names(method), parse_counts(frames)
+    from liteframe.latency.bench import run
+
+    with terminal.progress("Measuring") as on_progress:
+        result = run(
+            shape,
+            counts,
+            methods,
+            device=device,
+            dtype=dtype,
+            out=out,
+            repeats=repeats,
+            answer_tokens=answer_tokens,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    console = Console()
+    for measured in dict.fromkeys(row["frames"] for row in result["rows"]):
+        console.print(tables.stage_bounds(result, measured))
+    for left_out in result["left_out"]:
+        terminal.tell_fault(f"left out: {left_out['reason']}")
+    for path in result["files"]:
+        console.print(Text(path))
+    return result
+
+
+@command("""
     liteframe quickstart
     liteframe quickstart --out /tmp/tour --videos 4 --json
 """)

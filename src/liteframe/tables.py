@@ -89,3 +89,22 @@ def points(rows: list[dict[str, Any]]) -> Table:
         speed = (f"{row['seconds']:.3f} s", f"{row['speedup']:.2f}x", "*" if row["pareto"] else "")
         made.add_row(name, str(row["frames"]), *accuracy, *speed)
     return made
+
+
+def stage_bounds(result: dict[str, Any], frames: int) -> Table:
+    """What `bench` measured on so many frames: of each method the median seconds and the least that they can be."""
+    rows = [row for row in result["rows"] if row["frames"] == frames]
+    heads = [name for row in rows for name in (row["method"], "bound")]
+    made = terminal.table("seconds", *heads, title=f"{result['shape']}, {frames} frames")
+
+    def seconds(value: float | None) -> str:
+        return "" if value is None else f"{value:.4f}"
+
+    for stage in rows[0]["stages"]:
+        cells = [value for row in rows for value in (row["stages"][stage], row["bound_seconds"].get(stage))]
+        made.add_row(stage.replace("_", " "), *map(seconds, cells))
+    sums = [sum(row[name].values()) for row in rows for name in ("stages", "bound_seconds")]
+    made.add_row("all", *map(seconds, sums), style="bold")
+    made.add_row("visual tokens", *(cell for row in rows for cell in (str(row["visual_tokens"]), "")))
+    made.add_row("memory, GiB", *(cell for row in rows for cell in (f"{row['peak_memory_bytes'] / 2**30:.2f}", "")))
+    return made
