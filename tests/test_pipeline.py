@@ -95,8 +95,8 @@ def spied(monkeypatch, before=lambda index: None) -> list[int]:
     decoded: list[int] = []
     iter_frames = pipeline.iter_frames
 
-    def spy(*arguments):
-        for index, item in enumerate(iter_frames(*arguments)):
+    def spy(*arguments, **options):
+        for index, item in enumerate(iter_frames(*arguments, **options)):
             before(index)
             decoded.append(index)
             yield item
@@ -211,9 +211,9 @@ def test_context_is_checked_before_decoding(clip, encoder, prompt, monkeypatch):
     model = make(encoder, max_positions=200 if encoder == "teacher" else 100, prompt=prompt)
     decoded = []
 
-    def spy(*arguments):
+    def spy(*arguments, **options):
         decoded.append(arguments)
-        return iter_frames(*arguments)
+        return iter_frames(*arguments, **options)
 
     iter_frames = pipeline.iter_frames
     monkeypatch.setattr(pipeline, "iter_frames", spy)
@@ -241,7 +241,7 @@ def test_context_is_checked_before_decoding(clip, encoder, prompt, monkeypatch):
     ],
 )
 def test_bad_arguments_are_refused_before_decoding(clip, model, monkeypatch, arguments, message):
-    monkeypatch.setattr(pipeline, "iter_frames", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(pipeline, "iter_frames", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(InputError, match=message):
         model.ask(clip, **{"question": QUESTION, **arguments})
 
