@@ -19,8 +19,8 @@ from liteframe.errors import VideoWarning
 from liteframe.integrations.server import faults
 from liteframe.integrations.server.faults import ApiError
 from liteframe.integrations.server.media import Source
-from liteframe.language.video_llm import Generation
 from liteframe.language.prompt import Dialogue
+from liteframe.language.video_llm import Generation
 from liteframe.pipeline import STAGES, VideoLLM
 
 # Encoded videos that are kept for another question.

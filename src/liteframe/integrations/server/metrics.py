@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -17,20 +18,15 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        given = {"registry": self._registry}
-        self._requests = Counter(
-            "liteframe_requests", "Requests answered, by path and status.", ("path", "status"), **given
-        )
-        self._stages = Histogram(
-            "liteframe_stage_seconds", "Seconds of a stage of an answer.", ("stage",), buckets=_SECONDS, **given
-        )
-        self._waits = Histogram("liteframe_queue_seconds", "Seconds in the queue.", buckets=_SECONDS, **given)
-        self._answers = Counter(
-            "liteframe_answers", "Answers, by whether the video was encoded before.", ("video",), **given
-        )
-        self._frames = Counter("liteframe_frames_encoded", "Frames that were encoded.", **given)
-        self._visual = Counter("liteframe_visual_tokens", "Visual tokens that answers were made from.", **given)
-        self._generated = Counter("liteframe_generated_tokens", "Generated tokens.", **given)
+        counter = partial(Counter, registry=self._registry)
+        timed = partial(Histogram, registry=self._registry, buckets=_SECONDS)
+        self._requests = counter("liteframe_requests", "Requests answered, by path and status.", ("path", "status"))
+        self._stages = timed("liteframe_stage_seconds", "Seconds of a stage of an answer.", ("stage",))
+        self._waits = timed("liteframe_queue_seconds", "Seconds in the queue.")
+        self._answers = counter("liteframe_answers", "Answers, by whether the video was encoded before.", ("video",))
+        self._frames = counter("liteframe_frames_encoded", "Frames that were encoded.")
+        self._visual = counter("liteframe_visual_tokens", "Visual tokens that answers were made from.")
+        self._generated = counter("liteframe_generated_tokens", "Generated tokens.")
         for video in ("encoded", "reused"):
             self._answers.labels(video)
 

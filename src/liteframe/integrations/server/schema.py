@@ -59,10 +59,10 @@ class _Message(_Part):
     name: str | None = None
     # An answer of ours comes back with these.
     refusal: None = None
-    annotations: None | list[Any] = Field(None, max_length=0)
+    annotations: list[Any] | None = Field(None, max_length=0)
     audio: None = None
     function_call: None = None
-    tool_calls: None | list[Any] = Field(None, max_length=0)
+    tool_calls: list[Any] | None = Field(None, max_length=0)
 
 
 class _StreamOptions(_Part):
