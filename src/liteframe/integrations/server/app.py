@@ -204,18 +204,21 @@ async def _events(
     request: Request, server: Server, job: Job, events: asyncio.Queue[tuple[str, Any]]
 ) -> AsyncGenerator[tuple[str, Any], None]:
     """What the engine says, up to its last word, with ("", None) now and then; cancels when the client has gone."""
-    alive = time.monotonic()
+    looked = told = time.monotonic()
     try:
         while True:
+            now = time.monotonic()
+            if now - looked >= _POLL_SECONDS:  # however much the engine says meanwhile
+                looked = now
+                if await request.is_disconnected():
+                    return
             try:
                 kind, value = await asyncio.wait_for(events.get(), _POLL_SECONDS)
             except asyncio.TimeoutError:
-                if await request.is_disconnected():
-                    return
-                if time.monotonic() - alive > _ALIVE_SECONDS:
-                    alive = time.monotonic()
-                    yield "", None
-                continue
+                if now - told < _ALIVE_SECONDS:
+                    continue
+                kind, value = "", None
+            told = now
             yield kind, value
             if kind in (DONE, FAILED):
                 return
@@ -261,11 +264,12 @@ def _add_files(app: FastAPI, server: Server) -> None:
         with server.uploads.receiving() as receiver:
             form = UploadForm(request.headers.get("content-type", ""), receiver)
             limit = server.settings.max_upload_bytes
+            pieces = _pieces(request, limit + FORM_BYTES, limit, server.settings.upload_seconds)
             try:
-                async for data in _pieces(request, limit + FORM_BYTES, limit, server.settings.upload_seconds):
+                async for data in pieces:
                     await asyncio.to_thread(form.write, data)
             except ApiError:
-                await _drain(request.stream())
+                await _drain(pieces)
                 raise
             stored = receiver.keep(form.finish())
         try:

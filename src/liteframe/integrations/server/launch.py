@@ -36,11 +36,11 @@ def serve(
         InputError: a port that cannot be used, or the extra ``serve`` is not installed.
     """
     check_installed()
-    import uvicorn
-
-    from liteframe.integrations.server.app import Server, create_app
-
     with _listening(settings.host, settings.port) as listener:
+        import uvicorn
+
+        from liteframe.integrations.server.app import Server, create_app
+
         port = listener.getsockname()[1]
         llm = load_model()
         name = public_name(model)

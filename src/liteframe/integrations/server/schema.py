@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from liteframe.integrations.server.faults import ApiError
 from liteframe.integrations.server.settings import ServeSettings
@@ -55,7 +55,7 @@ class _File(_Part):
 
 class _Message(_Part):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[_Text | _Video | _File, Field(discriminator="type")]]
+    content: list[Annotated[_Text | _Video | _File, Field(discriminator="type")]]
     name: str | None = None
     # An answer of ours comes back with these.
     refusal: None = None
@@ -63,6 +63,12 @@ class _Message(_Part):
     audio: None = None
     function_call: None = None
     tool_calls: list[Any] | None = Field(None, max_length=0)
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _as_parts(cls, content: Any) -> Any:
+        """Plain text is one part."""
+        return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 class _StreamOptions(_Part):
@@ -201,9 +207,8 @@ def _dialogue(messages: list[_Message]) -> tuple[str, Dialogue]:
     turns: list[tuple[str, str]] = []
     references: list[str] = []
     for message in messages:
-        parts = message.content if isinstance(message.content, list) else [_Text(type="text", text=message.content)]
-        text = "\n".join(part.text for part in parts if isinstance(part, _Text))
-        videos = [part.reference for part in parts if not isinstance(part, _Text)]
+        text = "\n".join(part.text for part in message.content if isinstance(part, _Text))
+        videos = [part.reference for part in message.content if not isinstance(part, _Text)]
         if message.role in ("system", "developer"):
             if turns or videos:
                 raise _refused("a system message comes first and holds text only")
