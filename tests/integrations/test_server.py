@@ -441,6 +441,28 @@ def test_what_is_no_upload_is_400(stored, kind, body):
     assert files() == []
 
 
+def test_a_body_that_does_not_come_is_408(listen):
+    import socket
+
+    server = Server(make_model(), "tiny", ServeSettings(upload_seconds=0.5))
+    host, port = listen(server).removeprefix("http://").split(":")
+    form = "content-type: multipart/form-data; boundary=b"
+    begun = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nx'
+    for path, kind, body in ((CHAT, "content-type: application/json", b"{"), ("/v1/files", form, begun)):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            head = f"POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\n{kind}\r\ncontent-length: 1000\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
+    assert server.uploads.num_bytes == 0
+
+
+def test_reading_a_video_has_an_end(serve, clip):
+    client = serve(decode_seconds=0.001)
+    response = client.post(CHAT, json=request(clip.name))
+    assert (response.status_code, error_of(response)["code"]) == (400, "video_hang")
+    assert client.get("/health").json() == {"status": "ok"}
+
+
 # --- the queue --------------------------------------------------------------------------------------------------------
 
 
