@@ -17,7 +17,7 @@ from liteframe.types import Answer, Fault, VideoInfo
 
 COMMANDS = (
     "ask", "encode", "probe", "needles", "data check", "pretrain", "distill", "adapt", "evaluate", "report",
-    "bench", "quickstart",
+    "bench", "quickstart", "serve",
 )  # fmt: skip
 INFO = VideoInfo("clip.mp4", 128, 96, 2.0, 10.0, 20, 0, "h264", "yuv420p", "mov,mp4")
 ANSWER = Answer(
@@ -118,6 +118,8 @@ def one_line(text: str) -> str:
         ("bench", "--frames", "8,many"),
         ("bench", "--method", ","),
         ("bench", "--repeats", "often"),
+        ("serve", "--port", "70000"),
+        ("serve", "--queue", "0"),
     ],
     ids=" ".join,
 )

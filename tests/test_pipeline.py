@@ -14,6 +14,7 @@ from liteframe import pipeline
 from liteframe.encoders import ENCODERS, EncoderSource, build_encoder
 from liteframe.errors import CheckpointError, ContextError, InputError, VideoError, VideoWarning
 from liteframe.language.loading import save_checkpoint
+from liteframe.language.prompt import Dialogue
 from liteframe.pipeline import STAGES, VideoLLM
 from liteframe.video.decode import read_video
 from liteframe.video.transform import normalize, resize
@@ -95,8 +96,8 @@ def spied(monkeypatch, before=lambda index: None) -> list[int]:
     decoded: list[int] = []
     iter_frames = pipeline.iter_frames
 
-    def spy(*arguments):
-        for index, item in enumerate(iter_frames(*arguments)):
+    def spy(*arguments, **options):
+        for index, item in enumerate(iter_frames(*arguments, **options)):
             before(index)
             decoded.append(index)
             yield item
@@ -211,9 +212,9 @@ def test_context_is_checked_before_decoding(clip, encoder, prompt, monkeypatch):
     model = make(encoder, max_positions=200 if encoder == "teacher" else 100, prompt=prompt)
     decoded = []
 
-    def spy(*arguments):
+    def spy(*arguments, **options):
         decoded.append(arguments)
-        return iter_frames(*arguments)
+        return iter_frames(*arguments, **options)
 
     iter_frames = pipeline.iter_frames
     monkeypatch.setattr(pipeline, "iter_frames", spy)
@@ -241,7 +242,7 @@ def test_context_is_checked_before_decoding(clip, encoder, prompt, monkeypatch):
     ],
 )
 def test_bad_arguments_are_refused_before_decoding(clip, model, monkeypatch, arguments, message):
-    monkeypatch.setattr(pipeline, "iter_frames", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(pipeline, "iter_frames", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(InputError, match=message):
         model.ask(clip, **{"question": QUESTION, **arguments})
 
@@ -327,3 +328,48 @@ def test_frames_too_odd_for_the_encoder_are_refused_at_the_start(tmp_path):
 def test_the_miniature_answers(mini, clip):
     answer = VideoLLM.from_pretrained(mini, device="cpu").ask(clip, "What is shown?", num_frames=4)
     assert answer.model == "mini"
+
+
+def test_isolated_files_are_opened_elsewhere_and_give_the_same(clip, model, monkeypatch):
+    import av
+
+    expected = model.watch(clip, num_frames=6)
+    apart = VideoLLM(model.checkpoint, model.encoder, isolate=True)
+    monkeypatch.setattr(av, "open", lambda *_, **__: pytest.fail("opened in this process"))
+    watched = apart.watch(clip, num_frames=6)
+    assert torch.equal(watched.visual.embeddings, expected.visual.embeddings)
+    np.testing.assert_array_equal(watched.seconds, expected.seconds)
+
+
+def test_isolated_files_that_do_not_tell_their_length_are_not_opened_to_count(clip, model, monkeypatch):
+    from dataclasses import replace
+
+    apart = VideoLLM(model.checkpoint, model.encoder, isolate=True)
+    probe = pipeline.probe
+    monkeypatch.setattr(pipeline, "probe", lambda *a, **o: replace(probe(*a, **o), num_frames=None))
+    monkeypatch.setattr(pipeline, "expected_frames", lambda *_: pytest.fail("opened in this process"))
+    told = []
+    watched = apart.watch(clip, num_frames=6, on_progress=lambda *step: told.append(step))
+    assert (watched.num_frames, told) == (6, [(6, 6)])
+
+
+def test_what_will_be_asked_is_weighed_before_watching(clip, model, monkeypatch):
+    decoded = spied(monkeypatch)
+    with pytest.raises(ContextError):
+        model.watch(clip, num_frames=4, question="What? " * 2000)
+    with pytest.raises(ContextError):
+        model.watch(clip, num_frames=4, question=QUESTION, max_new_tokens=2048)
+    assert not decoded
+    assert model.watch(clip, num_frames=4, question=QUESTION, max_new_tokens=8).num_frames == 4
+
+
+def test_an_earlier_turn_changes_the_answers_logits_and_not_the_videos_tokens(clip, model):
+    """The prompt of a dialogue begins with the same video, so that keys and values of it are used again."""
+    watched = model.watch(clip, num_frames=4)
+    fresh = model.language.generate(watched.visual, QUESTION, max_new_tokens=6)
+    dialogue = Dialogue(QUESTION, (("What is shown?", "a bar"),))
+    with_history = model.language.generate(watched.visual, dialogue, max_new_tokens=6)
+    again = model.language.generate(watched.visual, QUESTION, max_new_tokens=6)
+    assert again.text == fresh.text
+    alone = VideoLLM(model.checkpoint, model.encoder)  # nothing kept of an earlier question
+    assert alone.language.generate(watched.visual, dialogue, max_new_tokens=6).text == with_history.text

@@ -44,7 +44,7 @@ def nothing_is_read(monkeypatch):
 
     def forbid(model: VideoLLM) -> None:
         for name in ("probe", "iter_frames"):
-            monkeypatch.setattr(pipeline, name, lambda *_: pytest.fail("the video was read"))
+            monkeypatch.setattr(pipeline, name, lambda *_, **__: pytest.fail("the video was read"))
         monkeypatch.setattr(type(model.encoder), "forward", lambda *_, **__: pytest.fail("the video was encoded"))
 
     return forbid

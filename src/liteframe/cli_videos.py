@@ -1,15 +1,18 @@
-"""The commands that read videos with a model: ask and encode. See `liteframe.cli`."""
+"""The commands that read videos with a model: ask, encode and serve. See `liteframe.cli`."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from liteframe import tables, terminal
 from liteframe.command import AsJson, CacheSize, Device, Dtype, Model, Seed, command
+from liteframe.errors import InputError
 
 if TYPE_CHECKING:
     from liteframe.pipeline import VideoLLM
@@ -152,6 +155,73 @@ def encode(
             f"{out}: {cache.stats.removed} encoded videos were removed for want of space; see --cache-gb"
         )
     return _told({**tally.as_dict(), "bytes": cache.stats.num_bytes, "removed": cache.stats.removed}, out)
+
+
+@command("""
+    liteframe serve
+    liteframe serve --model OpenGVLab/InternVL3-1B-hf --encoder pooled --allow-dir recordings --cache tokens
+    LITEFRAME_KEY=$(openssl rand -hex 16) liteframe serve --host 0.0.0.0 --api-key-env LITEFRAME_KEY
+""")
+def serve(
+    host: Annotated[str, typer.Option(help="Where to listen; anything but this machine needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    model: Model = "mini",
+    encoder: Encoder = None,
+    allow_dir: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Videos in it and below may be asked about by name.", show_default=False),
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Environment variable with the key to ask for.", show_default=False),
+    ] = None,
+    max_upload_mb: Annotated[float, typer.Option(help="Largest video to upload; 10^6 bytes.")] = 512.0,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are sent away with 429.")] = 8,
+    max_frames: Annotated[int, typer.Option(min=1, help="Most frames that a request may ask for.")] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="An answer's greatest length.")] = 256,
+    decode_seconds: Annotated[float, typer.Option(help="Longest time to read one video.")] = 120.0,
+    upload_seconds: Annotated[float, typer.Option(help="Longest time to receive one request.")] = 300.0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of encoded videos: used, and added to.", show_default=False)
+    ] = None,
+    cache_gb: CacheSize = 20.0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> dict[str, Any]:
+    """Answer over HTTP, as OpenAI's chat completions and as a web page, until Ctrl-C.
+
+    Needs the extra serve: pip install 'liteframe-video\\[serve]'. docs/serving.md has examples for curl and Python.
+    """
+    from liteframe.integrations.server.launch import serve as run
+    from liteframe.integrations.server.settings import MEGABYTE, ServeSettings
+
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        allow_dirs=tuple(allow_dir or ()),
+        api_key=_key_in(api_key_env),
+        max_upload_bytes=int(max_upload_mb * MEGABYTE),
+        queue_size=queue,
+        max_frames=max_frames,
+        max_new_tokens=max_new_tokens,
+        decode_seconds=decode_seconds,
+        upload_seconds=upload_seconds,
+    )
+
+    def tell(address: str) -> None:
+        Console().print(Text(f"{model} answers at {address} (Ctrl-C ends it)"))
+
+    return run(settings, lambda: _load(model, encoder, device, dtype, _token_cache(cache, cache_gb)), model, tell)
+
+
+def _key_in(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key:
+        raise InputError(f"--api-key-env {variable}: there is no such environment variable, or it is empty; set it")
+    return key
 
 
 def _token_cache(folder: Path | None, gigabytes: float) -> TokenCache | None:

@@ -37,13 +37,14 @@ from liteframe.encoders.interface import STUDENT_FOLDER, VideoEncoder, group_fra
 from liteframe.errors import InputError, VideoWarning
 from liteframe.language.adapter import ADAPTER_FOLDER
 from liteframe.language.loading import Checkpoint, load_checkpoint, save_checkpoint, with_adapter
-from liteframe.language.prompt import Slots
+from liteframe.language.prompt import Dialogue, Slots
 from liteframe.language.video_llm import VideoLanguageModel, VisualTokens, check_sampling
 from liteframe.prefetch import prefetched
 from liteframe.runtime import Stopwatch
 from liteframe.token_cache import CachedVideo, TokenCache
 from liteframe.types import Answer, VideoInfo, VideoTokens
 from liteframe.video.decode import expected_frames, iter_frames
+from liteframe.video.isolate import Limits
 from liteframe.video.probe import probe
 from liteframe.video.sample import Sampling, uniform_middles
 from liteframe.video.transform import normalize, resize
@@ -65,12 +66,20 @@ class VideoLLM:
         checkpoint: a loaded checkpoint, for its language model and settings.
         encoder: what turns frames into tokens; its features must be in the space of the checkpoint's vision tower.
         cache: where tokens are kept for another question or another day; None keeps them only in what `watch` returns.
+        isolate: open and decode files in a process of its own, for files that nobody vouches for: see `read_video`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, encoder: VideoEncoder, cache: TokenCache | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        encoder: VideoEncoder,
+        cache: TokenCache | None = None,
+        isolate: bool | Limits = False,
+    ) -> None:
         self.checkpoint = checkpoint
         self.encoder = encoder
         self.cache = cache
+        self.isolate = isolate
         self._last: EncodedVideo | None = None
         self.language = VideoLanguageModel(checkpoint, pruning=prefill_pruning(encoder))
         grid = encoder.grid(checkpoint.pixels.height, checkpoint.pixels.width)
@@ -134,6 +143,8 @@ class VideoLLM:
         max_frames: int | None = None,
         start: float | None = None,
         end: float | None = None,
+        question: str | Dialogue = "?",
+        max_new_tokens: int = 1,
         on_progress: Progress | None = None,
     ) -> EncodedVideo:
         """Steps 1 to 6: watch a video once, for several questions.
@@ -143,15 +154,16 @@ class VideoLLM:
             num_frames: frames, evenly spread (32 where neither this nor `fps` is given).
             fps: frames per second instead, at most `max_frames`.
             start, end: the part to look at, in seconds from the first frame.
+            question, max_new_tokens: what will be asked first, where that is known: what would not fit is refused now.
             on_progress: called with (frames encoded, frames expected).
 
         Raises:
             VideoError: the file cannot be used.
             InputError: settings that contradict each other or are out of range.
-            ContextError: more frames than the language model can hold with any question.
+            ContextError: more frames than the language model can hold with this question, or with any.
         """
         sampling = _sampling(num_frames, fps, max_frames, start, end)
-        return self._watch(video, sampling, question="?", max_new_tokens=1, on_progress=on_progress)
+        return self._watch(video, sampling, question, max_new_tokens, on_progress)
 
     def ask(
         self,
@@ -219,7 +231,7 @@ class VideoLLM:
         self,
         video: str | os.PathLike[str],
         sampling: Sampling,
-        question: str,
+        question: str | Dialogue,
         max_new_tokens: int,
         on_progress: Progress | None,
     ) -> EncodedVideo:
@@ -230,8 +242,8 @@ class VideoLLM:
         if found is not None:
             self.language.check_fits(question, found.visual.slots, self.tokens_per_slot, max_new_tokens)
         else:
-            info = probe(path)
-            expected = expected_frames(info, sampling)
+            info = probe(path, isolate=self.isolate)
+            expected = self._expected_frames(info, sampling)
             slots = Slots(expected, self.encoder.group_size, _expected_seconds(info, sampling, expected))
             self.language.check_fits(question, slots, self.tokens_per_slot, max_new_tokens)
             found = self._stream(path, sampling, expected, key, on_progress)
@@ -240,6 +252,12 @@ class VideoLLM:
             # The same object for the next question, which then finds the language model's part done as well.
             self._last = encoded
         return encoded
+
+    def _expected_frames(self, info: VideoInfo, sampling: Sampling) -> int:
+        limits = [limit for limit in (sampling.num_frames, sampling.max_frames) if limit is not None]
+        if self.isolate and limits and (info.num_frames is None or info.duration_seconds is None):
+            return min(limits)  # to count them, this process would have to open the file
+        return expected_frames(info, sampling)
 
     def _stream(
         self, path: str, sampling: Sampling, expected: int, key: str | None, on_progress: Progress | None
@@ -280,7 +298,7 @@ class VideoLLM:
         """Whole groups of decoded frames at the model's size: (seconds, uint8 (t, 3, H, W)); only the last is short."""
         size = (self.checkpoint.pixels.height, self.checkpoint.pixels.width)
         # Its warnings are told by the caller: Python's filters and hooks for them belong to the thread that set them.
-        frames = iter_frames(path, sampling, on_warning)
+        frames = iter_frames(path, sampling, on_warning, isolate=self.isolate)
         seconds: list[float] = []
         pixels: list[torch.Tensor] = []
         while True:

@@ -10,7 +10,7 @@ import torch
 from transformers import InternVLProcessor
 
 from liteframe.errors import ConfigError, InputError
-from liteframe.language.prompt import PRESETS, PromptBuilder, PromptConfig, Slots
+from liteframe.language.prompt import PRESETS, Dialogue, PromptBuilder, PromptConfig, Slots
 from tiny_internvl import make_tokenizer
 
 
@@ -183,6 +183,37 @@ def test_chat_is_the_template_cut_where_the_model_speaks(tokenizer):
     # What stands before the first answer is the prompt that the model is asked with.
     with_system = PromptConfig(system="Be brief.")
     assert pieces[0] == (builder(tokenizer, with_system).text("What is it?", slots, 3), False)
+
+
+def test_a_dialogue_is_asked_as_a_chat_is_learned(tokenizer):
+    """The prompt is what stands before the last answer of the same chat; its count is that of its ids."""
+    prompts, slots = builder(tokenizer), Slots(2)
+    earlier = (("What is it?", "a dog"), ("Its colour?", "red"))
+    dialogue = Dialogue("Sure?", earlier, system="Be brief.")
+    pieces = prompts.chat([*earlier, ("Sure?", "yes")], slots, 3, system="Be brief.")
+    words = [text for text, _ in pieces]
+    assert words[-2:] == ["yes", "<|im_end|>"]
+    assert prompts.text(dialogue, slots, 3) == "".join(words[:-2])
+    prompt = prompts.build(dialogue, slots, 3)
+    assert prompts.count(dialogue, slots, 3) == len(prompt.ids)
+    assert int(prompt.visual.sum()) == 6
+    assert prompts.text(Dialogue("Sure?"), slots, 3) == prompts.text("Sure?", slots, 3)
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "message"),
+    [
+        (Dialogue(" "), "the question is empty"),
+        (Dialogue("What?", (("", "a dog"),)), "an earlier question is empty"),
+        (Dialogue("What?", (("What?", " "),)), "an earlier answer is empty"),
+        (Dialogue("What?", (("What?", "<IMG_CONTEXT>"),)), "an earlier answer contains <IMG_CONTEXT>"),
+        (Dialogue("What?", system="<|im_start|>"), "the system message contains"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_words_of_a_dialogue_that_cannot_be_said_are_refused(tokenizer, dialogue, message):
+    with pytest.raises(InputError, match=message.replace("|", "\\|")):
+        builder(tokenizer).text(dialogue, Slots(1), 1)
 
 
 def test_chat_refuses_markers_in_answers_and_templates_that_rewrite_history(tokenizer):

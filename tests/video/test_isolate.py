@@ -185,3 +185,16 @@ def test_no_worker_outlives_its_parent_even_when_it_hangs(tmp_path, video):
 def test_limits_are_positive(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Limits(**wrong)
+
+
+def test_a_playlist_opens_other_files_only_where_it_may(tmp_path):
+    write(tmp_path / "part.mp4", steady(10))
+    playlist = tmp_path / "list.ffconcat"
+    playlist.write_text("ffconcat version 1.0\nfile part.mp4\n")
+    assert len(read_video(playlist, isolate=Limits())) == 10
+    for _ in range(2):  # the same worker, one and the other way
+        with pytest.raises(VideoError) as caught:
+            probe(playlist, isolate=Limits(allow_lists=False))
+        assert caught.value.reason == "not a video"
+        assert probe(playlist, isolate=Limits()).num_frames == 10
+    assert len(read_video(tmp_path / "part.mp4", isolate=Limits(allow_lists=False))) == 10

@@ -119,6 +119,21 @@ class Slots:
         return (self.num_frames + self.group_size - 1) // self.group_size
 
 
+@dataclass(frozen=True)
+class Dialogue:
+    """A question with what was said before it about the same video.
+
+    Attributes:
+        question: what is to be answered now.
+        earlier: questions and answers before it, in order; the video is shown with the first.
+        system: the instruction before all of them; None takes the prompt's own.
+    """
+
+    question: str
+    earlier: tuple[tuple[str, str], ...] = ()
+    system: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """A prompt in all its forms.
@@ -190,30 +205,39 @@ class PromptBuilder:
                 written[-1] += f"\n{slots.notes[index]}" + ("" if ends_line else "\n")
         return self.config.separator.join(written)
 
-    def text(self, question: str, slots: Slots, tokens_per_slot: int, system: str | None = None) -> str:
+    def text(self, question: str | Dialogue, slots: Slots, tokens_per_slot: int, system: str | None = None) -> str:
         """The whole prompt as text, up to where the answer begins.
 
         Args:
-            system: the instruction before it; None takes the config's.
+            system: the instruction before it; None takes the dialogue's, else the config's.
 
         Raises:
-            InputError: an empty question, or one that contains a token with a meaning of its own.
+            InputError: words that are empty, or that contain a token with a meaning of its own.
             ConfigError: the chat template does not write the message out.
         """
-        self._check_words(question, "the question")
+        dialogue = question if isinstance(question, Dialogue) else Dialogue(question)
+        for asked, answered in dialogue.earlier:
+            self._check_words(asked, "an earlier question")
+            self._check_words(answered, "an earlier answer")
+        self._check_words(dialogue.question, "the question")
+        system = dialogue.system if system is None else system
         system = self.config.system if system is None else system
         if system is not None:
             self._check_words(system, "the system message")
         visual = self.visual_text(slots, tokens_per_slot)
-        content = visual + self.config.ending + question if len(slots) else question
+        shown = visual + self.config.ending if len(slots) else ""
         messages = [{"role": "system", "content": system}] if system is not None else []
-        messages.append({"role": "user", "content": content})
+        for asked, answered in dialogue.earlier:
+            messages.append({"role": "user", "content": shown + asked})
+            messages.append({"role": "assistant", "content": answered})
+            shown = ""  # with the first
+        messages.append({"role": "user", "content": shown + dialogue.question})
         text = self._render(messages, True)
-        if visual not in text or question.strip() not in text:
+        if visual not in text or dialogue.question.strip() not in text:
             raise ConfigError("the chat template does not write out a message that is plain text; use another template")
         return text
 
-    def build(self, question: str, slots: Slots, tokens_per_slot: int) -> Prompt:
+    def build(self, question: str | Dialogue, slots: Slots, tokens_per_slot: int) -> Prompt:
         """The prompt for one question about one video; see `text` for the errors it raises."""
         text = self.text(question, slots, tokens_per_slot)
         ids = self.encode(text)
@@ -271,7 +295,7 @@ class PromptBuilder:
         """Where visual tokens belong."""
         return ids == self.image_token_id
 
-    def count(self, question: str, slots: Slots, tokens_per_slot: int) -> int:
+    def count(self, question: str | Dialogue, slots: Slots, tokens_per_slot: int) -> int:
         """The length of the prompt in tokens, without writing every placeholder: exact, since they never merge."""
         short = len(self.build(question, slots, 1).ids)
         return short + len(slots) * (tokens_per_slot - 1)

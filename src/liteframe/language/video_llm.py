@@ -21,7 +21,7 @@ from liteframe.errors import ContextError, InputError
 from liteframe.language.loading import Checkpoint
 from liteframe.language.prefix import SharedPrefix, cache_argument
 from liteframe.language.projector import project_grid, shuffled_tokens
-from liteframe.language.prompt import Prompt, PromptBuilder, Slots
+from liteframe.language.prompt import Dialogue, Prompt, PromptBuilder, Slots
 from liteframe.language.pruning import PrefillPruning
 from liteframe.runtime import Stopwatch
 from liteframe.types import VideoTokens
@@ -63,12 +63,14 @@ class Generation:
         num_tokens: generated tokens, an end-of-turn token included.
         prefill_seconds: from the spliced prompt to the first token.
         generate_seconds: from the first token to the last.
+        is_whole: whether the model ended it itself, and not the limit on its length.
     """
 
     text: str
     num_tokens: int
     prefill_seconds: float
     generate_seconds: float
+    is_whole: bool
 
 
 class VideoLanguageModel:
@@ -128,7 +130,7 @@ class VideoLanguageModel:
         """Visual tokens that an answer is read from: all of them, or what `pruning` leaves."""
         return visual.num_tokens if self.pruning is None else self.pruning.kept(*visual.embeddings.shape[:2])
 
-    def count(self, question: str, slots: Slots, tokens_per_slot: int, max_new_tokens: int) -> int:
+    def count(self, question: str | Dialogue, slots: Slots, tokens_per_slot: int, max_new_tokens: int) -> int:
         """Positions that a request takes: prompt, visual tokens and the room for the answer.
 
         Raises:
@@ -136,7 +138,7 @@ class VideoLanguageModel:
         """
         return self.prompts.count(question, slots, tokens_per_slot) + max_new_tokens
 
-    def check_fits(self, question: str, slots: Slots, tokens_per_slot: int, max_new_tokens: int) -> int:
+    def check_fits(self, question: str | Dialogue, slots: Slots, tokens_per_slot: int, max_new_tokens: int) -> int:
         """Refuse a request that is longer than the model's context; return the positions that it needs.
 
         Where labels show times and only expected ones are known, `needed` can be off by the digits of a time.
@@ -166,7 +168,7 @@ class VideoLanguageModel:
             frames_that_fit=frames,
         )
 
-    def prompt(self, visual: VisualTokens, question: str) -> Prompt:
+    def prompt(self, visual: VisualTokens, question: str | Dialogue) -> Prompt:
         """The prompt of one question about one video; InputError for a question that cannot be asked."""
         return self.prompts.build(question, visual.slots, visual.embeddings.shape[1])
 
@@ -185,7 +187,7 @@ class VideoLanguageModel:
     def generate(
         self,
         visual: VisualTokens,
-        question: str,
+        question: str | Dialogue,
         *,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
@@ -197,7 +199,7 @@ class VideoLanguageModel:
 
         Args:
             visual: from `visual`; not consumed, several questions can share it, and the later ones are cheaper.
-            question: plain words.
+            question: plain words, or with what was said before.
             max_new_tokens: longest answer.
             temperature: 0 takes the likeliest token each time; above 0 samples.
             top_p: sample among the likeliest tokens that hold this much probability.
@@ -241,7 +243,8 @@ class VideoLanguageModel:
         if self.prefix is not None and cache is not None:
             self.prefix.keep(visual, prompt, cache)
         first = stamps.first if stamps.first is not None else end
-        return Generation("".join(stamps.pieces), stamps.num_tokens, first - start, end - first)
+        is_whole = stamps.last in self._end_ids()
+        return Generation("".join(stamps.pieces), stamps.num_tokens, first - start, end - first, is_whole)
 
     def _end_ids(self) -> list[int]:
         """Every id that ends an answer: the generation config's, the tokenizer's, and ChatML's end of turn."""
@@ -264,6 +267,7 @@ class _Stamps(TextStreamer):
         self.pieces: list[str] = []
         self.num_tokens = 0
         self.first: float | None = None
+        self.last: int | None = None
         self._watch = watch
         self._on_text = on_text
 
@@ -276,6 +280,7 @@ class _Stamps(TextStreamer):
         """Take the prompt (first call, empty here) or the next token."""
         if not self.next_tokens_are_prompt:
             self.num_tokens += value.numel()
+            self.last = int(value.flatten()[-1])
             if self.first is None:
                 self.first = self.now()
         super().put(value)

@@ -50,11 +50,13 @@ class Limits:
         silence_seconds: longest time without a packet read, after which the decoder counts as hanging.
         total_seconds: longest time that one file may keep its caller waiting, all in all; None: no limit.
         memory_bytes: most address space of the process (not on macOS); None: no limit.
+        allow_lists: whether a playlist may have other files of this machine read; False for files of strangers.
     """
 
     silence_seconds: float | int = 30.0
     total_seconds: float | int | None = None
     memory_bytes: int | None = 4 << 30
+    allow_lists: bool = True
 
     def __post_init__(self) -> None:
         for name in ("silence_seconds", "total_seconds", "memory_bytes"):

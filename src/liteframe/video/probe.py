@@ -33,7 +33,10 @@ _FALLBACK_FPS = 25.0
 _MIN_FPS, _MAX_FPS = 0.01, 500.0
 _COVER = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 _DEFAULT = 0x1
+# What these formats hold is the names of other files, or a program that makes pictures.
+_LIST_FORMATS = frozenset(("concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "webm_dash_manifest"))
 _STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")
+_options = {"protocol_whitelist": "file"}
 
 
 def probe(
@@ -55,6 +58,13 @@ def probe(
     return examine(path, nominal_fps=nominal_fps).info
 
 
+def allow_lists(is_allowed: bool) -> None:
+    """Whether this process opens playlists from now on; those of a stranger could name files that are not theirs."""
+    _options.pop("format_whitelist", None)
+    if not is_allowed:
+        _options["format_whitelist"] = ",".join(sorted(av.formats_available - _LIST_FORMATS))
+
+
 def open_video(path: str | PathLike[str], stream_index: int | None = None) -> tuple[Any, Any]:
     """Open a file for reading: ``(av container, av video stream)``; the caller closes the container.
 
@@ -65,9 +75,7 @@ def open_video(path: str | PathLike[str], stream_index: int | None = None) -> tu
     head = told.read_head(path)
     try:
         # An absolute path cannot be mistaken for a protocol, and a playlist cannot reach out to other hosts.
-        container: Any = av.open(
-            fspath(Path(path).absolute()), metadata_errors="ignore", options={"protocol_whitelist": "file"}
-        )
+        container: Any = av.open(fspath(Path(path).absolute()), metadata_errors="ignore", options=dict(_options))
     except (av.error.FFmpegError, OSError, ValueError):
         raise told.unopened(path, head) from None
     except MemoryError:

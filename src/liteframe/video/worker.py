@@ -28,15 +28,17 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print must not come between the messages
     line = _Line(output)
     try:
+        from liteframe.video import probe
         from liteframe.video.decode import iter_frames
-        from liteframe.video.probe import examine
     except BaseException:
         line.send(isolate.FAILURE, traceback.format_exc().encode())
         raise
     line.send(isolate.READY)
     for text in sys.stdin.buffer:
         try:
-            _do(json.loads(text), line, iter_frames, examine)
+            task = json.loads(text)
+            probe.allow_lists(task["limits"]["allow_lists"])
+            _do(task, line, iter_frames, probe.examine)
         except BrokenPipeError:
             return
         except BaseException:
