@@ -26,29 +26,33 @@ from liteframe.runtime import machine_facts, tune_allocator
 from liteframe.training.distill import DistillRecipe, build_student, distill
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ctd_mini.toml"
+_STAGES = "2, 2 and 2 blocks at 64, 16 and 16 tokens and 4, 2 and 1 time steps"
+_STAGED = ["+depths=[2,2,2]", "+strides=[[2,2,2],[2,1,1]]"]
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "base": ("the recipe itself", []),
     "alpha-0": ("WAP exponent 0: plain average", ["target.alpha=0"]),
     "alpha-2": ("WAP exponent 2", ["target.alpha=2"]),
-    "no-clipping": ("mean squared error, not clipped", ["loss.name=mse"]),
+    "clipping": ("squared error beyond three sigma clipped, as in the paper", ["loss.name=clipped_mse"]),
     "smooth-l1": ("smooth L1", ["loss.name=smooth_l1"]),
     "cosine": ("cosine", ["loss.name=cosine"]),
     "channel-scale": ("targets scaled per channel", ["loss.scaling=channel"]),
     "layer-norm-scale": ("targets scaled per token", ["loss.scaling=layer_norm"]),
-    "no-temporal": ("no temporal convolution", ["+temporal=false"]),
     "norm-after-stride": ("LayerNorm behind the strides", ["+norm_after_stride=true"]),
     "nothing": ("start from nothing", ["student.initialise=nothing"]),
     "spread": ("start from every other block of the teacher", ["student.initialise=teacher-spread"]),
-    "early-stride": ("both strides two blocks earlier", ["+depths=[0,2,4]"]),
-    "late-stride": ("both strides later", ["+depths=[3,2,1]"]),
-    "time-first": ("stride in time before stride in space", ["+strides=[[2,1,1],[2,2,2]]"]),
+    "space-first": ("stride in space before stride in time", ["+strides=[[1,2,2],[4,1,1]]"]),
+    "all-early": ("both strides right behind the patches", ["+depths=[0,0,8]"]),
+    "one-more": ("a second block before the stride in space", ["+depths=[0,2,4]"]),
+    "staged": (f"strides in stages: {_STAGES}", _STAGED),
+    "staged-nothing": ("strides in stages, from nothing", [*_STAGED, "student.initialise=nothing"]),
+    "staged-no-temporal": ("strides in stages, no temporal convolution", [*_STAGED, "+temporal=false"]),
     "narrow-deep": (
         "narrower and deeper, equal FLOPs, from nothing",
-        ["student.initialise=nothing", "+hidden_sizes=[128,128,128]", "+mlp_sizes=[256,256,256]", "+depths=[4,6,10]"],
+        ["student.initialise=nothing", "+hidden_sizes=[128,128,128]", "+mlp_sizes=[256,256,256]", "+depths=[0,3,11]"],
     ),
     "wide-shallow": (
         "wider and shallower, equal FLOPs, from nothing",
-        ["student.initialise=nothing", "+hidden_sizes=[256,256,256]", "+mlp_sizes=[512,512,512]", "+depths=[1,1,3]"],
+        ["student.initialise=nothing", "+hidden_sizes=[256,256,256]", "+mlp_sizes=[512,512,512]", "+depths=[0,0,4]"],
     ),
 }
 """Name: (in words, overrides of the recipe; one that starts with + is a change to the student's shape)."""
