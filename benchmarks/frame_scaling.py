@@ -25,7 +25,7 @@ from liteframe.evaluation.report import write_report
 from liteframe.evaluation.results import RESULTS
 from liteframe.evaluation.runner import evaluate
 from liteframe.files import write_whole
-from liteframe.language.loading import find_checkpoint
+from liteframe.language.places import find_checkpoint
 from liteframe.runtime import machine_facts, tune_allocator
 
 SEED = 9000

@@ -16,7 +16,7 @@ from PIL import Image
 from liteframe.data.needles import NeedleConfig, write_benchmark
 from liteframe.encoders.interface import STUDENT_FOLDER
 from liteframe.errors import InputError, VideoWarning
-from liteframe.language.loading import find_checkpoint
+from liteframe.language.places import find_checkpoint
 from liteframe.language.prompt import Slots
 from liteframe.latency import bench, machine
 from liteframe.latency.bench import Request, check_memory, make_video, needed_memory, run

@@ -47,7 +47,7 @@ def model_digest(folder: Path) -> str:
 
 def fingerprint(model: str) -> str | None:
     """`model_digest` of a model by its name; None where it is not here, which loading it will tell."""
-    from liteframe.language.loading import find_checkpoint
+    from liteframe.language.places import find_checkpoint
 
     try:
         return model_digest(find_checkpoint(model))

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import importlib.resources
 import json
 import os
-import re
 import shutil
 import tempfile
 import warnings
@@ -30,13 +28,12 @@ from liteframe.config import Config
 from liteframe.encoders.interface import STUDENT_FOLDER, PixelConfig
 from liteframe.errors import CheckpointError, ConfigError
 from liteframe.language.adapter import ADAPTER_CONFIG, load_adapter, weights_digest
+from liteframe.language.places import find_checkpoint, first_line
 from liteframe.language.prompt import PromptBuilder, PromptConfig
 from liteframe.runtime import choose_device, choose_dtype
 
 SETTINGS_FILE = "liteframe.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-_HUB_TIMEOUT_SECONDS = 10.0
 
 
 class CheckpointSettings(Config):
@@ -207,58 +204,6 @@ def save_checkpoint(
         raise CheckpointError(folder, f"cannot be written ({error.strerror or error})") from None
 
 
-def find_checkpoint(name: str) -> Path:
-    """The local folder of a checkpoint, after a download where `name` is a hub id that is not here yet.
-
-    Raises:
-        CheckpointError: no such folder, packaged model or hub id, or the hub cannot be reached.
-    """
-    if name == "mini":
-        mini = Path(str(importlib.resources.files("liteframe"))) / "assets" / "mini"
-        if not mini.is_dir():
-            raise CheckpointError(name, "the packaged miniature is missing from this installation; install it again")
-        return mini
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise CheckpointError(name, "is a file; give the folder of a checkpoint")
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        return _download(name)
-    if os.sep in name or name.startswith((".", "~")):
-        raise CheckpointError(name, "no such folder")
-    raise CheckpointError(name, "unknown model; give mini, a folder, or a hub id such as OpenGVLab/InternVL3-8B-hf")
-
-
-def _download(name: str) -> Path:
-    """A hub checkpoint's folder in the local cache; an unreachable hub costs seconds, not minutes, and one line."""
-    import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    reachable = True
-    try:
-        # Asked first because snapshot_download has no bound on its own first request.
-        huggingface_hub.HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)
-    except RepositoryNotFoundError as error:
-        if not isinstance(error, GatedRepoError):
-            raise CheckpointError(name, "no such folder, and no such model on the hub") from None
-    except Exception:  # the hub client's network errors differ between its versions
-        reachable = False
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name, allow_patterns=_HUB_PATTERNS, etag_timeout=_HUB_TIMEOUT_SECONDS, local_files_only=not reachable
-        )
-    except GatedRepoError:
-        raise CheckpointError(name, "is gated on the hub; accept its terms there and run `hf auth login`") from None
-    except LocalEntryNotFoundError:
-        raise CheckpointError(
-            name, "no such folder, not in the hub's local cache, and the hub cannot be reached; check the name"
-        ) from None
-    except Exception as error:
-        raise CheckpointError(name, f"could not be downloaded from the hub ({_first_line(error)})") from None
-    return Path(folder)
-
-
 def _read_json(name: str, path: Path, missing: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -307,7 +252,7 @@ def _load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
-        raise CheckpointError(name, f"its tokenizer cannot be loaded ({_first_line(error)})") from None
+        raise CheckpointError(name, f"its tokenizer cannot be loaded ({first_line(error)})") from None
 
 
 def check_weight_files(name: str, folder: Path) -> None:
@@ -328,7 +273,7 @@ def check_weight_files(name: str, folder: Path) -> None:
             with safe_open(file, framework="pt") as opened:
                 opened.keys()
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(name, f"{file.name} is damaged ({_first_line(error)}); copy it again") from None
+            raise CheckpointError(name, f"{file.name} is damaged ({first_line(error)}); copy it again") from None
 
 
 def _load_model(name: str, folder: Path, dtype: torch.dtype) -> InternVLForConditionalGeneration:
@@ -342,7 +287,7 @@ def _load_model(name: str, folder: Path, dtype: torch.dtype) -> InternVLForCondi
                 output_loading_info=True,
             )
     except Exception as error:  # transformers raises many kinds; each means that this folder cannot be loaded
-        raise CheckpointError(name, f"cannot be loaded ({_first_line(error)})") from None
+        raise CheckpointError(name, f"cannot be loaded ({first_line(error)})") from None
     for what in ("missing", "unexpected", "mismatched"):
         keys = sorted(str(key) for key in report[f"{what}_keys"])
         if keys:
@@ -415,7 +360,3 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -14,7 +14,8 @@ from transformers import InternVLConfig, InternVLVisionModel
 
 from liteframe.encoders.interface import PixelConfig
 from liteframe.errors import CheckpointError
-from liteframe.language.loading import check_weight_files, find_checkpoint, read_checkpoint_config
+from liteframe.language.loading import check_weight_files, read_checkpoint_config
+from liteframe.language.places import find_checkpoint
 from liteframe.runtime import choose_device, choose_dtype
 
 # transformers has written the tower's weights under both in its time.

@@ -17,7 +17,8 @@ from liteframe.encoders import EncoderSource, build_encoder
 from liteframe.encoders.interface import STUDENT_FOLDER, PixelConfig, VideoEncoder
 from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.errors import InputError
-from liteframe.language.loading import Checkpoint, find_checkpoint, load_checkpoint, read_checkpoint_config
+from liteframe.language.loading import Checkpoint, load_checkpoint, read_checkpoint_config
+from liteframe.language.places import find_checkpoint
 from liteframe.language.prompt import Prompt, PromptBuilder, Slots
 
 QUESTION = "What was shown first?"

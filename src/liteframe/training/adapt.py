@@ -28,7 +28,8 @@ from liteframe.encoders import EncoderSource, build_encoder
 from liteframe.encoders.interface import STUDENT_FOLDER, VideoEncoder
 from liteframe.errors import ConfigError
 from liteframe.language.adapter import attach_lora, save_adapter, weights_digest
-from liteframe.language.loading import Checkpoint, CheckpointSettings, find_checkpoint, load_checkpoint, save_checkpoint
+from liteframe.language.loading import Checkpoint, CheckpointSettings, load_checkpoint, save_checkpoint
+from liteframe.language.places import find_checkpoint
 from liteframe.runtime import machine_facts, seed_everything
 from liteframe.tensor_store import TensorStore
 from liteframe.training.adapt_task import AdaptTask, BankLessons, ConversationLessons, LessonSource
