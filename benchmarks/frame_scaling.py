@@ -3,7 +3,7 @@
 The same questions about the same long videos (512 frames, needles of 4 to 16) are asked with every encoder and number
 of frames, of LiteFrame before and after LMA; `liteframe report` puts them together. docs/results.md shows the output.
 
-    python benchmarks/frame_scaling.py [--videos 400] [--out runs/frame-scaling] [--adapted mini] [--base mini-teacher]
+    python benchmarks/frame_scaling.py [--videos 400] [--out runs/frame-scaling] [--model mini]
 
 A finished setting is not asked again, so an interrupted study goes on where it was. Writes reports into OUT, and
 OUT/frame_scaling.json; prints the tables; the last line is the JSON.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from rich.console import Console
 
 from liteframe import terminal
 from liteframe.data.needles import NeedleConfig, write_benchmark
+from liteframe.encoders.interface import STUDENT_FOLDER
 from liteframe.evaluation.report import write_report
 from liteframe.evaluation.results import RESULTS
 from liteframe.evaluation.runner import evaluate
 from liteframe.files import write_whole
+from liteframe.language.adapter import ADAPTER_FOLDER
 from liteframe.language.places import find_checkpoint
 from liteframe.runtime import machine_facts, tune_allocator
 
@@ -34,17 +37,22 @@ SHORT = NeedleConfig(frames=32)
 GROWING = (8, 16, 32, 64, 128, 256, 512)
 
 
-def plan(base: str, adapted: str) -> list[tuple[str, str, str, str, tuple[int, ...]]]:
+def plan(model: str, out: Path) -> list[tuple[str, str, str, str, tuple[int, ...]]]:
     """(name, data, model, encoder, frames) of each study."""
-    student = str(find_checkpoint(adapted) / "liteframe")
+    student = find_checkpoint(model) / STUDENT_FOLDER
+    adapted = str(student / ADAPTER_FOLDER)
+    # Without its adapter, the student is read by the language model as it was before LMA.
+    before = out / "student-before-lma"
+    shutil.copytree(student, before, ignore=shutil.ignore_patterns(ADAPTER_FOLDER), dirs_exist_ok=True)
     return [
-        ("teacher", "long", base, "teacher", (8, 16, 32, 64)),
-        ("pooled", "long", base, "pooled", GROWING),
-        ("pooled-adapted", "long", adapted, "pooled", (256,)),
-        ("liteframe-before-lma", "long", base, student, GROWING),
-        ("liteframe", "long", adapted, "liteframe", GROWING),
-        ("short-teacher", "short", base, "teacher", (32,)),
-        ("short-liteframe", "short", adapted, "liteframe", (32,)),
+        ("teacher", "long", model, "teacher", (8, 16, 32, 64)),
+        ("liteframe", "long", model, "liteframe", GROWING),
+        ("pooled", "long", model, "pooled", (256,)),
+        ("pooled, adapted LLM", "long", adapted, "pooled", (256,)),
+        ("liteframe before LMA", "long", model, str(before), GROWING),
+        ("teacher", "short", model, "teacher", (32,)),
+        ("liteframe", "short", model, "liteframe", (32,)),
+        ("pooled", "long", model, "pooled", GROWING),
     ]
 
 
@@ -60,7 +68,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [f"{s['accuracy']:.1%} ({s['ci95'][0]:.0%} to {s['ci95'][1]:.0%})" for s in shares]
         seconds = row["seconds_per_video"]
         lines.append(
-            f"| {row['folder']} | {row['frames']} | {row['visual_tokens']:.0f} | {' | '.join(cells)} | "
+            f"| {Path(row['folder']).parent} | {row['frames']} | {row['visual_tokens']:.0f} | {' | '.join(cells)} | "
             f"{seconds['encode']:.3f} | {seconds['prefill']:.3f} | {row['speedup']:.2f} |"
         )
     return "\n".join(lines)
@@ -71,19 +79,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path("runs/frame-scaling"))
-    parser.add_argument("--base", default="mini-teacher", help="the model before LMA")
-    parser.add_argument("--adapted", default="mini", help="the model after LMA, with its student")
-    parser.add_argument("--only", help="studies, separated by commas")
+    parser.add_argument("--model", default="mini", help="a model with a student that has an adapter")
     args = parser.parse_args()
     tune_allocator()
     for name, config, seed in (("long", LONG, SEED), ("short", SHORT, SEED + 1)):
         if not (args.out / name / "questions.jsonl").exists():
             with terminal.progress(f"Making {name} videos") as on_progress:
                 write_benchmark(args.out / name, args.videos, seed, config, on_progress=on_progress)
-    studies = plan(args.base, args.adapted)
-    for name, data, model, encoder, frames in studies:
-        if args.only and name not in args.only.split(","):
-            continue
+    for name, data, model, encoder, frames in plan(args.model, args.out):
         for count in frames:
             out = args.out / f"{data}-results" / name / str(count)
             if (out / RESULTS).exists():
