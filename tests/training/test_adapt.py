@@ -360,8 +360,11 @@ def test_the_miniatures_recipe_runs_without_a_video_file(base: Path, tmp_path: P
     small = ["steps=2", "data.bank.clips=2", "data.bank.frames=24", "curriculum.frames=[8,16]", "curriculum.ramp=0"]
     record = adapt(path, [*small, f"output={(tmp_path / 'run').as_posix()}", f"model={base.as_posix()}"])
     assert record["steps"] == 2 and record["skipped"] == 0
-    assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float16}
-    assert (tmp_path / "run" / "liteframe" / "model.safetensors").exists()
+    adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float16}
+    # The student is the base's own; it is not stored once more.
+    assert not (tmp_path / "run" / "liteframe").exists() and not (tmp_path / "run" / "model.safetensors").exists()
+    assert load_checkpoint(tmp_path / "run", device="cpu").folder == base
     seen = frames_seen(tmp_path / "run" / "log.jsonl")
     assert len(seen) == 2 and set(seen) <= {8.0, 16.0}
 
