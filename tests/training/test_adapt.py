@@ -214,10 +214,13 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_separate_and_merged_adapters_give_equal_logits(recipe: Path, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["tune.lora.projector_rank=3"]], ids=["whole projector", "projector by LoRA"])
+def test_separate_and_merged_adapters_give_equal_logits(
+    recipe: Path, base: Path, tmp_path: Path, more: list[str]
+) -> None:
     for save in ("merged", "separate"):
         output = f"output={(tmp_path / save).as_posix()}"
-        adapt(recipe, ["tune.mode=lora", "tune.lora.rank=2", f"tune.lora.save={save}", output])
+        adapt(recipe, ["tune.mode=lora", "tune.lora.rank=2", f"tune.lora.save={save}", output, *more])
     merged, separate = (load_checkpoint(tmp_path / save, device="cpu") for save in ("merged", "separate"))
     assert {path.name for path in (tmp_path / "separate").glob("*.*")} >= {"adapter_config.json", "liteframe.json"}
     assert not (tmp_path / "separate" / "model.safetensors").exists()
@@ -230,6 +233,10 @@ def test_separate_and_merged_adapters_give_equal_logits(recipe: Path, base: Path
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-4)
     assert (logits[0] - logits[2]).abs().max() > 0.1
     assert separate.encoder == "liteframe" and separate.folder == base
+    # The projector is trained in any case: whole, or by an update of the given rank.
+    projectors = [c.model.model.multi_modal_projector.linear_2.weight for c in (separate, load_checkpoint(base, "cpu"))]
+    rank = int(torch.linalg.matrix_rank(projectors[0] - projectors[1], atol=1e-5))
+    assert rank == 3 if more else rank > 3
 
 
 def test_an_adapter_beside_a_student_is_used_with_it_alone(recipe: Path, base: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from transformers import InternVLForConditionalGeneration
 
 from liteframe.errors import CheckpointError, ConfigError
@@ -35,25 +36,31 @@ def attach_lora(
     dropout: float | int,
     targets: Sequence[str],
     with_projector: bool,
+    projector_rank: int | None = None,
 ) -> PeftModel:
     """Put adapters on the language model's linear layers, in place, and freeze everything else.
 
     Args:
         rank, alpha, dropout: of LoRA; the update counts alpha / rank times.
         targets: names of linear layers, such as q_proj.
-        with_projector: train the projector whole as well; it is stored with the adapter.
+        with_projector: train the projector as well, whole: it is stored with the adapter;
+        projector_rank: or by adapters of this rank, of the same alpha / rank.
 
     Raises:
         ConfigError: peft is not installed, or the language model has no such layer.
     """
     peft = _peft()
     names = "|".join(re.escape(name) for name in targets)
+    layers = [name for name, part in model.model.named_modules() if isinstance(part, nn.Linear) and _PROJECTOR in name]
+    small = layers if with_projector and projector_rank is not None else []
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=rf".*language_model\..*\.({names})",
-        modules_to_save=[_PROJECTOR] if with_projector else None,
+        target_modules="|".join([rf".*language_model\..*\.({names})", *(rf".*{re.escape(name)}" for name in small)]),
+        rank_pattern=dict.fromkeys(small, projector_rank),
+        alpha_pattern=dict.fromkeys(small, alpha / rank * (projector_rank or 0)),
+        modules_to_save=[_PROJECTOR] if with_projector and not small else None,
     )
     present = {name.rpartition(".")[2] for name, _ in model.model.language_model.named_modules()}
     if missing := [name for name in targets if name not in present]:

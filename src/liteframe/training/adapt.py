@@ -50,6 +50,8 @@ class LoraConfig(Config):
     """On what goes into the adapters."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """The linear layers that get one."""
+    projector_rank: int | None = pydantic.Field(None, ge=1)
+    """Train the projector by adapters of this rank; none: whole. Nothing where `tune.projector` is false."""
     save: Literal["merged", "separate"] = "merged"
     """A whole checkpoint, or the adapter alone (which needs its base wherever it is used)."""
 
@@ -238,6 +240,7 @@ def _trainable(tune: TuneConfig, checkpoint: Checkpoint, encoder: VideoEncoder) 
             dropout=lora.dropout,
             targets=lora.targets,
             with_projector=tune.projector,
+            projector_rank=lora.projector_rank,
         )
     else:
         model.model.language_model.requires_grad_(True)
