@@ -34,7 +34,10 @@ def test_the_record_stands_beside_the_weights(mini: str) -> None:
     first, second, *language = record["stages"]
     assert (first, second) == ("tutor", "vision")
     assert language and all(name.startswith("language") for name in language)
-    assert all(stage["curve"][-1]["loss"] < stage["curve"][0]["loss"] for stage in record["stages"].values())
+    # Those that start with something new end with less loss; the others begin with shorter clips than they end with.
+    curves = {name: stage["curve"] for name, stage in record["stages"].items()}
+    assert all(curves[name][-1]["loss"] < curves[name][0]["loss"] / 2 for name in (first, second, "language-drill"))
+    assert curves[language[-1]][-1]["right"] > 0.85
     assert record["minutes"] < 120
 
 
@@ -47,8 +50,17 @@ def test_it_answers_questions_about_videos_it_never_saw(mini: str, benchmark: Pa
     result = evaluate("needles", benchmark, mini, ["teacher"], [16], device="cpu")["results"][0]
     # 36 questions; guessing gets one in eight right. What it reaches is measured on 300 videos, in docs/mini.md.
     assert result["questions"] == 36
-    assert result["accuracy"] > 0.5
+    assert result["accuracy"] > 0.8
     assert result["visual_tokens"] == 16 * 16
+
+
+def test_its_student_sees_more_frames_in_fewer_tokens(mini: str, tmp_path: Path) -> None:
+    config = NeedleConfig(frames=128, needle_frames=(8, 16), questions_per_video=6)
+    write_benchmark(tmp_path, 6, seed=434343, config=config)
+    result = evaluate("needles", tmp_path, mini, ["liteframe"], [128], device="cpu")["results"][0]
+    # 36 questions, with the adapter that lies beside the student; without it, a third to a half were right.
+    assert result["questions"] == 36 and result["accuracy"] > 0.6
+    assert result["visual_tokens"] == 128
 
 
 def test_transformers_gives_the_same_answer(mini: str, benchmark: Path) -> None:

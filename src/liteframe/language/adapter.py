@@ -32,7 +32,7 @@ def attach_lora(
     model: InternVLForConditionalGeneration,
     *,
     rank: int,
-    alpha: float | int,
+    alpha: int,
     dropout: float | int,
     targets: Sequence[str],
     with_projector: bool,
@@ -47,9 +47,10 @@ def attach_lora(
         projector_rank: or by adapters of this rank, of the same alpha / rank.
 
     Raises:
-        ConfigError: peft is not installed, or the language model has no such layer.
+        ConfigError: the language model has no such layer.
     """
-    peft = _peft()
+    import peft
+
     names = "|".join(re.escape(name) for name in targets)
     layers = [name for name, part in model.model.named_modules() if isinstance(part, nn.Linear) and _PROJECTOR in name]
     small = layers if with_projector and projector_rank is not None else []
@@ -85,12 +86,10 @@ def load_adapter(model: InternVLForConditionalGeneration, name: str, folder: Pat
     """The model with the adapter in `folder` merged into its weights.
 
     Raises:
-        CheckpointError: peft is missing, or the adapter is damaged or does not fit the model.
+        CheckpointError: the adapter is damaged or does not fit the model.
     """
-    try:
-        peft = _peft()
-    except ConfigError as error:
-        raise CheckpointError(name, str(error)) from None
+    import peft  # here, because it takes a second that most commands need not wait
+
     try:
         adapted = peft.PeftModel.from_pretrained(model, str(folder), local_files_only=True)
         return adapted.merge_and_unload()
@@ -117,11 +116,3 @@ def weights_digest(folder: Path) -> str:
                 file.seek(place)
                 digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise ConfigError("LoRA needs peft; pip install 'liteframe-video[train]', or set mode = \"full\"") from None
-    return peft

@@ -44,7 +44,7 @@ class LoraConfig(Config):
 
     rank: int = pydantic.Field(16, ge=1)
     """Of the two factors of each update."""
-    alpha: float | int = 32
+    alpha: int = 32
     """The update counts alpha / rank times."""
     dropout: float | int = pydantic.Field(0.0, ge=0, lt=1)
     """On what goes into the adapters."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -25,8 +26,9 @@ def finished_record(output: Path) -> dict[str, Any] | None:
 
 
 def write_record(output: Path, record: dict[str, Any]) -> None:
-    """Write the record, whole or not at all."""
-    write_whole(output / RECORD, json.dumps(record, indent=1) + "\n")
+    """Write the record, whole or not at all; a point of a curve is one line."""
+    text = re.sub(r'\{\s+"step": [^{}]*\}', lambda point: " ".join(point[0].split()), json.dumps(record, indent=1))
+    write_whole(output / RECORD, text + "\n")
 
 
 def move_into(folder: Path, output: Path) -> None:
