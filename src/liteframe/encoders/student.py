@@ -40,13 +40,8 @@ from liteframe.types import VideoTokens
 _ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 _LIBRARY_KEYS = ("attn_implementation", "auto_map", "name_or_path", "torch_dtype")
 _INHERIT = {"hidden_sizes": (1024,) * 3, "mlp_sizes": (4096,) * 3, "final_norm": False}
-_MINI = {
-    "image_size": 112,
-    "feature_dim": 192,
-    "initializer_range": 0.05,
-    "final_norm": False,
-    "strides": ((4, 1, 1), (1, 2, 2)),
-}
+_EARLY = ((4, 1, 1), (1, 2, 2))
+_MINI = {"image_size": 112, "feature_dim": 192, "initializer_range": 0.05, "final_norm": False, "strides": _EARLY}
 
 NAMED: dict[str, dict[str, Any]] = {
     "liteframe-b": {},
@@ -55,9 +50,8 @@ NAMED: dict[str, dict[str, Any]] = {
     "liteframe-s": {"hidden_sizes": (384,) * 3, "mlp_sizes": (1536,) * 3},
     "liteframe-mini": {"hidden_sizes": (192,) * 3, "mlp_sizes": (384,) * 3, "depths": (0, 1, 4), **_MINI},
 }
-"""Named sizes, as changes to the defaults: the paper's; its first stride two blocks earlier; the teacher's own width
-(it can start from the teacher's layers); a ViT-S; the student of the shipped miniature, whose stride in time stands
-right behind the patches, because so small a model's patches alone are nearly half of its cost."""
+"""Named sizes, as changes to the defaults: the paper's; its first stride two blocks earlier; the teacher's own width, for
+a start from its layers; a ViT-S; the miniature's, its stride in time behind the patches, which are half of its cost."""
 
 
 class LiteFrameConfig(PreTrainedConfig):
