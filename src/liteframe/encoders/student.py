@@ -50,8 +50,8 @@ NAMED: dict[str, dict[str, Any]] = {
     "liteframe-s": {"hidden_sizes": (384,) * 3, "mlp_sizes": (1536,) * 3},
     "liteframe-mini": {"hidden_sizes": (192,) * 3, "mlp_sizes": (384,) * 3, "depths": (0, 1, 4), **_MINI},
 }
-"""Named sizes, as changes to the defaults: the paper's; its first stride two blocks earlier; the teacher's own width, for
-a start from its layers; a ViT-S; the miniature's, its stride in time behind the patches, which are half of its cost."""
+"""Named sizes, as changes to the defaults: the paper's; its first stride two blocks earlier; the teacher's own width,
+to start from its layers; a ViT-S; the miniature's, with its stride in time behind the patches, half of its cost."""
 
 
 class LiteFrameConfig(PreTrainedConfig):
