@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +68,8 @@ def attach_lora(
     present = {name.rpartition(".")[2] for name, _ in model.model.language_model.named_modules()}
     if missing := [name for name in targets if name not in present]:
         raise ConfigError(f"lora.targets: the language model has no layer {missing[0]}")
-    return peft.get_peft_model(model, config)
+    with _no_future_warnings():
+        return peft.get_peft_model(model, config)
 
 
 def save_adapter(model: PeftModel, folder: Path, base: str, settings: dict[str, Any]) -> None:
@@ -91,11 +94,20 @@ def load_adapter(model: InternVLForConditionalGeneration, name: str, folder: Pat
     import peft  # here, because it takes a second that most commands need not wait
 
     try:
-        adapted = peft.PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+        with _no_future_warnings():
+            adapted = peft.PeftModel.from_pretrained(model, str(folder), local_files_only=True)
         return adapted.merge_and_unload()
     except Exception as error:  # peft and torch raise many kinds; each means that this adapter cannot be used
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(name, f"the adapter cannot be loaded ({line})") from None
+
+
+@contextmanager
+def _no_future_warnings() -> Iterator[None]:
+    """peft asks transformers in ways that transformers means to drop; no user can do anything about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def weights_digest(folder: Path) -> str:
