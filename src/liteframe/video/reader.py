@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -114,12 +115,15 @@ class Reader:
     def _frames_once(self) -> Iterator[tuple[float, Any]]:
         last, num_in, num_out = None, 0, 0
         broken: set[int] = set()
+        awaited: list[int] = []  # a heap of the stamps of packets whose frames have not come yet
         # A broadcast's packet is called corrupt where two recordings meet, though it is whole.
         is_told = self._container.format.name != "mpegts"
         for packet in self._packets:
             stamp = stamp_of(packet)
             if is_told and packet.is_corrupt and packet.size and stamp is not None:
                 broken.add(stamp)
+            if stamp is not None and self._is_expected(packet):
+                heapq.heappush(awaited, stamp)
             try:
                 decoded = packet.decode()
             except (av.error.FFmpegError, ValueError):
@@ -131,6 +135,10 @@ class Reader:
                 if self._landing is not None and stamp is not None and stamp < self._landing:
                     continue
                 num_out += 1
+                if self._num_threads > 1 and stamp is not None and not self.source.may_hold_fields:
+                    # Threads sometimes swallow errors in the middle, too, and the next picture is then not always
+                    # called corrupt: frames come in order of time, so what is awaited before this one is lost.
+                    self._lose(_pop_below(awaited, stamp))
                 # Of a packet that broke off comes half a picture, which not every decoder calls corrupt.
                 if frame.is_corrupt or stamp in broken:
                     self._lose(1)
@@ -153,7 +161,7 @@ class Reader:
         return stamp >= (self.source.origin if self._landing is None else self._landing)
 
     def _lose(self, count: int) -> None:
-        if self._num_threads > 1:
+        if count and self._num_threads > 1:
             raise _DamagedError
         self.num_damaged += count
 
@@ -183,3 +191,11 @@ def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
 def _num_cores() -> int:
     """Cores that this process may use, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _pop_below(heap: list[int], stamp: int) -> int:
+    """Take what is not above `stamp` from the heap; returns how much of it was below."""
+    below = 0
+    while heap and heap[0] <= stamp:
+        below += heapq.heappop(heap) < stamp
+    return below
