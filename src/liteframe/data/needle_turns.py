@@ -100,6 +100,8 @@ class Lesson:
     """Whether the end of the answer is to be learned as well."""
     is_whole: bool = True
     """Whether the chat template stands between prompt and answer; else the answer follows at once."""
+    right: tuple[bool, ...] = ()
+    """Of a prompt with lettered options: whether each, in order, is the answer."""
 
 
 def make_turns(
@@ -117,9 +119,9 @@ def make_turns(
     teaches finding the answer and finding its letter one after the other. A `drill_share` of the questions is asked
     without the chat template, for half the tokens.
     """
-    turns: dict[str, str] = {}
+    turns: dict[str, tuple[str, tuple[bool, ...]]] = {}
     if rng.random() < list_share:
-        turns[LIST_QUESTION] = ", ".join(needle.what for needle in needles) or "nothing"
+        turns[LIST_QUESTION] = (", ".join(needle.what for needle in needles) or "nothing", ())
     start = int(rng.integers(len(TASKS)))
     for attempt in range(3 * count):
         if len(turns) >= count:
@@ -130,14 +132,18 @@ def make_turns(
             continue
         if question.options:
             letter = LETTERS[question.options.index(question.answer)]
+            right = tuple(option == question.answer for option in question.options)
             if rng.random() < spelled_share:
                 prompt = multiple_choice_prompt(question.question, question.options, SPELLED_INSTRUCTION)
-                turns.setdefault(prompt, f"{question.answer}\n{letter}")
+                turns.setdefault(prompt, (f"{question.answer}\n{letter}", right))
             else:
-                turns.setdefault(multiple_choice_prompt(question.question, question.options), letter)
+                turns.setdefault(multiple_choice_prompt(question.question, question.options), (letter, right))
         else:
-            turns.setdefault(question.question, question.answer)
-    return [Lesson(prompt, ((answer, True),), is_whole=rng.random() >= drill_share) for prompt, answer in turns.items()]
+            turns.setdefault(question.question, (question.answer, ()))
+    return [
+        Lesson(prompt, ((answer, True),), is_whole=rng.random() >= drill_share, right=right)
+        for prompt, (answer, right) in turns.items()
+    ]
 
 
 def flash_cards(rng: np.random.Generator, needles: tuple[Needle, ...]) -> list[Lesson]:

@@ -1,4 +1,4 @@
-"""Narration: the language model's middle layers must tell the story at every visual token, and recall it at every name.
+"""Narration: the language model's inner layers tell the story at every visual token, recall it at names, judge options.
 
 A question is answered from a handful of tokens, so questions alone teach slowly where to look. While the miniature is
 trained, small classifiers on the hidden states of a middle layer ask more:
@@ -6,7 +6,8 @@ trained, small classifiers on the hidden states of a middle layer ask more:
 * at every visual token, the story so far: what is being shown or was shown last, what came before it, how many there
   were, how many of its colour and of its name. That is what retrieval, ordering and counting look up;
 * some blocks later, at every word of a text that names a thing, what the video showed of it: its colour and name, what
-  came right before and right after it, the how-manieth it was, and how many there were of it. That is the looking up.
+  came right before and right after it, the how-manieth it was, and how many there were of it. That is the looking up;
+* before the last block, at the end of every lettered option, whether it is the answer.
 
 The classifiers are thrown away afterwards (auxiliary losses on inner layers are those of deeply-supervised nets, arXiv
 1409.5185).
@@ -25,12 +26,14 @@ from transformers import PreTrainedTokenizerBase
 
 from liteframe.data.needle_art import COLOURS, DIGITS, NAMES, SHAPES
 from liteframe.data.needle_turns import BANK_CLIP, Composition, needle_cells
-from liteframe.data.questions import Needle
+from liteframe.data.questions import LETTERS, Needle
 
 STORY = ("name", "colour", "name before", "colour before", "count", "count of colour", "count of name")
 """The facts told at every visual token; 0 where there is nothing to tell yet, else 1 + an index, or a count."""
 RECALL = ("name", "colour", "name before", "colour before", "name after", "colour after", "number", "count")
 """The facts recalled where a thing is named."""
+VERDICT = ("verdict",)
+"""The fact judged where an option ends: 1 for the answer, else 0."""
 UNTOLD = -100
 """Instead of a fact, where it is not asked for: what torch's cross-entropy leaves out."""
 
@@ -40,7 +43,7 @@ class Narrator(nn.Module):
 
     Args:
         width: of the hidden states.
-        facts: names out of `STORY` and `RECALL`.
+        facts: names out of `STORY`, `RECALL` and `VERDICT`.
     """
 
     def __init__(self, width: int, facts: Sequence[str] = STORY) -> None:
@@ -64,8 +67,8 @@ class Narrator(nn.Module):
 
 
 def _classes(fact: str) -> int:
-    """Of a fact: "nothing" and each name or colour, or 0 to the most needles of a clip."""
-    values = {"name": len(NAMES), "colour": len(COLOURS)}.get(fact.split(maxsplit=1)[0], BANK_CLIP.needles[1])
+    """Of a fact: "nothing" and each name or colour, or 0 to the most needles of a clip, or wrong and right."""
+    values = {"name": len(NAMES), "colour": len(COLOURS), "verdict": 1}.get(fact.split()[0], BANK_CLIP.needles[1])
     return values + 1
 
 
@@ -140,6 +143,36 @@ class Recall:
         before = needles[at - 1] if at else None
         after = needles[at + 1] if at + 1 < len(needles) else None
         return [*_names(needles[at]), *_names(before), *_names(after), at + 1, 1]
+
+
+class Judge:
+    """Finds where lettered options end, and whether each is the answer.
+
+    Args:
+        tokenizer: of the model. A letter, the full stop behind it and a line's end are single tokens in it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._stop, self._line_end, *self._letters = (
+            tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (".", "\n", *LETTERS)
+        )
+
+    def verdicts(self, ids: Sequence[int], right: Sequence[bool]) -> Int[np.ndarray, "p 1"]:
+        """At each token of a question: at an option's last one and at its line's end, 1 if it is right and 0 if not.
+
+        Args:
+            ids: of the question, with what stands around it.
+            right: of each of its options, in order; none: nothing is to be judged.
+        """
+        told = np.full((len(ids), 1), UNTOLD)
+        at = 0
+        for letter, verdict in zip(self._letters, right, strict=False):
+            while (ids[at], ids[at + 1]) != (letter, self._stop):
+                at += 1
+            while ids[at] != self._line_end:
+                at += 1
+            told[at - 1 : at + 1] = int(verdict)
+        return told
 
 
 def _names(needle: Needle | None) -> tuple[int, int]:

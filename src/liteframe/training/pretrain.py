@@ -21,7 +21,7 @@ from liteframe.training.checkpoint import load_weights
 from liteframe.training.growth import grow_into, grow_narrator
 from liteframe.training.loop import LoopConfig, Task, train
 from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer
-from liteframe.training.narration import RECALL, Narrator
+from liteframe.training.narration import RECALL, VERDICT, Narrator
 from liteframe.training.pretrain_language import LanguageStageConfig, LanguageTask, build_bank, start_projector
 from liteframe.training.pretrain_vision import Tutor, TutorTask, VisionStageConfig, VisionTask
 from liteframe.training.record import command_line, curve, finished_record, move_into, write_record
@@ -104,14 +104,19 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     start_projector(model.model.multi_modal_projector, vision.module.reader, model.get_input_embeddings(), tokenizer)
     width = recipe.shape(recipe.language[0])[1]
     narrator, recaller = Narrator(width), Narrator(width, RECALL)
+    judge: Narrator | None = None
     for number, stage in enumerate(recipe.language, start=2):
         text = model.config.text_config
         if recipe.shape(stage) != (text.num_hidden_layers, text.hidden_size):
             small, model = model, recipe.build(stage, tokenizer)
             grow_into(model, small)
-            narrator, recaller = (grow_narrator(one, recipe.shape(stage)[1]) for one in (narrator, recaller))
+            width = recipe.shape(stage)[1]
+            narrator, recaller = grow_narrator(narrator, width), grow_narrator(recaller, width)
+            judge = judge and grow_narrator(judge, width)
+        if stage.judging and judge is None:
+            judge = Narrator(width, VERDICT)
         name = f"language-{stage.name}"
-        task = LanguageTask(model, narrator, recaller, prompts, bank, stage)
+        task = LanguageTask(model, narrator, recaller, prompts, bank, stage, judge)
         stages[name] = _stage(task, stage, output / name, f"{number} {name}")
 
     record = {

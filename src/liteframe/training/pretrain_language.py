@@ -47,7 +47,7 @@ from liteframe.encoders.interface import PixelConfig
 from liteframe.language.projector import pixel_shuffle
 from liteframe.language.prompt import PromptBuilder, Slots
 from liteframe.training.loop import LoopConfig
-from liteframe.training.narration import UNTOLD, Narrator, Recall, tell_story
+from liteframe.training.narration import UNTOLD, Judge, Narrator, Recall, tell_story
 from liteframe.training.packing import PackedTurns, VideoTurns, pack_turns, splice
 from liteframe.training.pretrain_vision import CellReader
 from liteframe.training.turn_writer import TurnWriter
@@ -96,10 +96,15 @@ class LanguageStageConfig(LoopConfig):
     """Blocks before what is recalled where a thing is named."""
     recall: float = 0.0
     """Weight of the loss of what is recalled where a thing is named."""
+    judged_blocks: int = pydantic.Field(9, ge=1)
+    """Blocks before each lettered option is judged."""
+    judging: float = 0.0
+    """Weight of the loss of those verdicts."""
 
     @pydantic.model_validator(mode="after")
     def _check_blocks(self) -> LanguageStageConfig:
-        for weight, name in ((self.narration, "narrated_blocks"), (self.recall, "recalled_blocks")):
+        asked = (self.narration, "narrated_blocks"), (self.recall, "recalled_blocks"), (self.judging, "judged_blocks")
+        for weight, name in asked:
             if weight and getattr(self, name) > self.text_layers:
                 raise ValueError(
                     f"stage '{self.name}': text_layers {self.text_layers} is fewer than {name} {getattr(self, name)}"
@@ -184,20 +189,28 @@ class LanguageBatch:
         visual: float32 (b, v, 4d), those tokens, not projected.
         story: int64 (b, v, 7), what is to be told at each visual token.
         recalled: int64 (b, p, 8), what is to be recalled at each token of the text, see `training.narration`.
+        judged: int64 (b, p, 1), what is to be said of the options where they end.
     """
 
     turns: PackedTurns
     visual: Float[Tensor, "b v c"]
     story: Int[Tensor, "b v story"]
     recalled: Int[Tensor, "b p recall"]
+    judged: Int[Tensor, "b p 1"]
 
 
 class LanguageModule(nn.Module):
     """What the language stages train: the projector, the language model and its narrators, without the tower."""
 
-    def __init__(self, model: InternVLForConditionalGeneration, narrator: Narrator, recaller: Narrator) -> None:
+    def __init__(
+        self,
+        model: InternVLForConditionalGeneration,
+        narrator: Narrator,
+        recaller: Narrator,
+        judge: Narrator | None = None,
+    ) -> None:
         super().__init__()
-        self.narrator, self.recaller = narrator, recaller
+        self.narrator, self.recaller, self.judge = narrator, recaller, judge
         self.projector = model.model.multi_modal_projector
         self.language_model = model.model.language_model
 
@@ -213,12 +226,15 @@ class LanguageTask:
         prompts: PromptBuilder,
         bank: FrameBank,
         config: LanguageStageConfig,
+        judge: Narrator | None = None,
     ) -> None:
-        self.module = LanguageModule(model, narrator, recaller)
+        if config.judging and judge is None:
+            raise ValueError(f"stage '{config.name}' judges options and has no judge")
+        self.module = LanguageModule(model, narrator, recaller, judge if config.judging else None)
         self._head = model.lm_head
         self._prompts = prompts
         self._writer = TurnWriter(prompts)
-        self._recall = Recall(prompts.tokenizer)
+        self._recall, self._judge = Recall(prompts.tokenizer), Judge(prompts.tokenizer)
         self._bank = bank
         self._config = config
         self._lead = self._writer.prefix(Slots(1), 1)[:-1]
@@ -231,7 +247,7 @@ class LanguageTask:
         reach = 1 + round(min(1.0, 3 * step / config.steps) * (len(config.frames) - 1))
         num_frames = config.frames[int(rng.integers(reach))]
         per_frame = config.tokens_per_frame[int(rng.integers(len(config.tokens_per_frame)))]
-        videos, visual, stories, shown = [], [], [], []
+        videos, visual, stories, shown, lessons = [], [], [], [], []
         for _ in range(max(1, min(config.batch, config.visual_tokens // (num_frames * per_frame)))):
             clip = int(rng.integers(len(self._bank.needles)))
             composition = compose(rng, self._bank.needles[clip], num_frames, config.most_needles)
@@ -253,10 +269,21 @@ class LanguageTask:
             videos.append(self._video_turns(kept, turns))
             stories.append(tell_story(composition, kept, self._side))
             shown.append(composition.needles)
+            lessons.append(turns)
         packed = pack_turns(videos, self._prompts.image_token_id, int(self._prompts.tokenizer.pad_token_id))
         recalls = [self._recall.facts(row.tolist(), needles) for row, needles in zip(packed.ids, shown, strict=True)]
-        told, recalled = (torch.from_numpy(np.stack(facts)) for facts in (stories, recalls))
-        return LanguageBatch(packed, torch.stack(visual), told, recalled)
+        verdicts = [
+            self._verdicts(video, turns, packed.ids.shape[1]) for video, turns in zip(videos, lessons, strict=True)
+        ]
+        told, recalled, judged = (torch.from_numpy(np.stack(facts)) for facts in (stories, recalls, verdicts))
+        return LanguageBatch(packed, torch.stack(visual), told, recalled, judged)
+
+    def _verdicts(self, video: VideoTurns, turns: Sequence[Lesson], length: int) -> Int[np.ndarray, "p 1"]:
+        """What is to be judged in the video's row of `length` tokens."""
+        parts = [np.full((len(video.prefix), 1), UNTOLD)]
+        parts += [self._judge.verdicts(tokens.ids, turn.right) for tokens, turn in zip(video.turns, turns, strict=True)]
+        told = np.concatenate(parts)
+        return np.pad(told, ((0, length - len(told)), (0, 0)), constant_values=UNTOLD)
 
     def _within_limit(self, rng: np.random.Generator, turns: list[Lesson]) -> list[Lesson]:
         """As many of the turns, in random order, as there is room for."""
@@ -325,6 +352,12 @@ class LanguageTask:
                 output.hidden_states[self._config.recalled_blocks][named], batch.recalled[named]
             )
             loss = loss + self._config.recall * recalled
+        if self.module.judge is not None:
+            at_end = batch.judged[..., 0] != UNTOLD
+            judged, figures["judged"] = self.module.judge(
+                output.hidden_states[self._config.judged_blocks][at_end], batch.judged[at_end]
+            )
+            loss = loss + self._config.judging * judged
         asked = turns.targets >= 0
         if asked.any():
             logits, targets = self._head(output.last_hidden_state[asked]), turns.targets[asked]
