@@ -22,7 +22,7 @@ from liteframe.data.needles import plan_needles
 from liteframe.language.prompt import PromptBuilder, PromptConfig, Slots
 from liteframe.training.growth import grow_into
 from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer
-from liteframe.training.narration import RECALL, UNTOLD, Narrator, Recall, tell_story
+from liteframe.training.narration import RECALL, UNTOLD, VERDICT, Judge, Narrator, Recall, tell_story
 from liteframe.training.pretrain_language import (
     FrameBank,
     LanguageStageConfig,
@@ -180,6 +180,56 @@ def test_shrinking_is_refused(task: LanguageTask) -> None:
     wide = build_model(TINY.model_copy(update={"text_width": 192}), task.prompts.tokenizer, 2)
     with pytest.raises(ValueError, match="hidden_size 128 is fewer than 192"):
         grow_into(task.model, wide)
+
+
+def test_every_option_of_a_batch_is_judged_where_it_ends(task: LanguageTask) -> None:
+    """Against the rows read as text: each option's line, and the letter that is learned behind the question."""
+    settings = {"multiple_choice_share": 1.0, "list_share": 0.0, "frames": (5,), "turns": 5, "judged_blocks": 2}
+    config = LanguageStageConfig(
+        name="j", text_layers=2, narrated_blocks=1, steps=9, learning_rate=1e-3, batch=2, judging=0.5, **settings
+    )
+    narrators = task.module.narrator, task.module.recaller
+    with pytest.raises(ValueError, match="no judge"):
+        LanguageTask(task.model, *narrators, task.prompts, task._bank, config)
+    judging = LanguageTask(task.model, *narrators, task.prompts, task._bank, config, Narrator(TINY.text_width, VERDICT))
+    batch, tokenizer = judging.batch(0), task.prompts.tokenizer
+    judged, asked = 0, 0
+    for ids, verdicts in zip(batch.turns.ids.tolist(), batch.judged[..., 0].tolist(), strict=True):
+        last = len(ids) - 1 - ids[::-1].index(task.prompts.image_token_id)
+        assert set(verdicts[: last + 1]) == {UNTOLD}
+        for turn in tokenizer.decode(ids[last + 1 :]).split("assistant\n")[1:]:
+            asked += turn[0] in "ABCD"
+        for at in range(last + 1, len(ids)):
+            if verdicts[at] == UNTOLD or tokenizer.decode([ids[at]]) != "\n":
+                continue
+            line = tokenizer.decode(ids[last + 1 : at]).rsplit("\n", 1)[-1]
+            letter = tokenizer.decode(ids[at:]).split("assistant\n")[1][0]
+            assert (verdicts[at], verdicts[at - 1]) == (int(line.startswith(f"{letter}. ")),) * 2
+            judged += 1
+    assert judged == 4 * asked > 4
+    assert (batch.judged != UNTOLD).sum() == 2 * judged
+    loss, figures = judging.loss(batch)
+    judging.module.judge.heads.weight.data.zero_()  # now it holds every verdict for equally likely
+    judging.module.judge.heads.bias.data.zero_()
+    even = judging.loss(batch)[0]
+    judging._config = config.model_copy(update={"judging": 0.0})
+    assert figures["judged"] <= 1 and loss != even
+    torch.testing.assert_close(even - judging.loss(batch)[0], torch.tensor(0.5 * np.log(2.0), dtype=torch.float32))
+
+
+def test_a_question_without_options_is_not_judged() -> None:
+    tokenizer = build_tokenizer(TINY.vocabulary)
+    ids = tokenizer("What came first?\nA. red star\nB. blue 3\n", add_special_tokens=False)["input_ids"]
+    judge = Judge(tokenizer)
+    assert (judge.verdicts(ids, ()) == UNTOLD).all()
+    told = judge.verdicts(ids, (False, True))[:, 0].tolist()
+    ends = [at for at, token in enumerate(ids) if tokenizer.decode([token]) == "\n"]
+    assert {at: told[at] for at in range(len(ids)) if told[at] != UNTOLD} == {
+        ends[0] - 1: 0,
+        ends[0]: 0,
+        ends[1] - 1: 1,
+        ends[1]: 1,
+    }
 
 
 def test_texts_behind_a_video_stay_within_their_limit(task: LanguageTask) -> None:
