@@ -68,8 +68,8 @@ class Narrator(nn.Module):
 
 def _classes(fact: str) -> int:
     """Of a fact: "nothing" and each name or colour, or 0 to the most needles of a clip, or wrong and right."""
-    values = {"name": len(NAMES), "colour": len(COLOURS), "verdict": 1}.get(fact.split()[0], BANK_CLIP.needles[1])
-    return values + 1
+    what = fact.split(maxsplit=1)[0]
+    return {"name": len(NAMES), "colour": len(COLOURS), "verdict": 1}.get(what, BANK_CLIP.needles[1]) + 1
 
 
 def tell_story(composition: Composition, kept: Int[np.ndarray, "t k"], side: int) -> Int[np.ndarray, "v facts"]:
