@@ -24,7 +24,7 @@ from rich.table import Table
 
 from liteframe.encoders.interface import group_frames
 from liteframe.files import write_whole
-from liteframe.pipeline import BATCH_FRAMES, STAGES, VideoLLM
+from liteframe.pipeline import STAGES, VideoLLM
 from liteframe.runtime import Stopwatch, machine_facts, tune_allocator
 from liteframe.video.decode import iter_frames
 from liteframe.video.sample import Sampling
@@ -46,7 +46,7 @@ def stages_alone(model: VideoLLM, video: Path, frames: int) -> dict[str, float]:
             break
         with watch.stage("preprocess"):
             small.append(resize(item[1][None], (pixels.height, pixels.width)))
-    step = max(1, BATCH_FRAMES // model.encoder.group_size) * model.encoder.group_size
+    step = model.batch_frames
     for begin in range(0, len(small), step):
         with watch.stage("preprocess"):
             batch = torch.cat(small[begin : begin + step]).to(model.encoder.device)

@@ -156,7 +156,8 @@ def test_ask_hands_over_its_arguments(liteframe, llm):
     arguments = ("--frames", 8, "--start", 1, "--end", "2.5", "--encoder", "pooled", "--model", "m", "--device", "cpu")
     assert liteframe("ask", "clip.mp4", "What?", *arguments, "--max-new-tokens", 4, "--seed", 3).status == 0
     loaded, asked = llm.calls
-    assert loaded == ("from_pretrained", ("m",), {"encoder": "pooled", "device": "cpu", "dtype": "auto", "cache": None})
+    assert loaded == ("from_pretrained", ("m",), {"encoder": "pooled", "device": "cpu", "dtype": "auto", "cache": None,
+                                                 "precision": None, "compile_encoder": False})  # fmt: skip
     assert asked[:2] == ("ask", ("clip.mp4", "What?"))
     sampling = {"num_frames": 8, "fps": None, "max_frames": None, "start": 1.0, "end": 2.5}
     assert asked[2] == {**sampling, "max_new_tokens": 4, "temperature": 0.0, "top_p": 1.0, "seed": 3}
@@ -452,7 +453,26 @@ def test_bench_prints_a_row_and_its_bound_for_each_setting(liteframe, stub):
     )
     assert json.loads(ran.out)["rows"][0]["visual_tokens"] == 128
     others = {"device": "cpu", "dtype": "float32", "out": "x", "repeats": 2, "answer_tokens": 3, "seed": 7}
+    others |= {"precision": None, "compile_encoders": False, "batch_frames": None}
     assert asked[1] == ("internvl3-1b", [4, 512], ["pooled"], others)
+
+
+def test_a_precision_reaches_what_is_loaded_and_measured(liteframe, stub, llm):
+    asked = []
+    stub("latency.bench", run=lambda *_, **options: asked.append(options) or {"rows": [], "left_out": [], "files": []})
+    stub(
+        "evaluation.runner",
+        evaluate=lambda *_, **options: (
+            asked.append(options) or {"benchmark": "needles", "model": "mini", "results": []}
+        ),
+    )
+    assert liteframe("bench", "--precision", "bf16", "--compile", "--batch-frames", 64).status == 0
+    assert (asked[0]["precision"], asked[0]["compile_encoders"], asked[0]["batch_frames"]) == ("bf16", True, 64)
+    assert liteframe("evaluate", "needles", "--data", "x", "--precision", "int8").status == 0
+    assert asked[1]["precision"] == "int8"
+    assert liteframe("ask", "clip.mp4", "What?", "--precision", "fastest", "--compile").status == 0
+    loaded = llm.calls[0][2]
+    assert (loaded["precision"], loaded["compile_encoder"]) == ("fastest", True)
 
 
 def test_quickstart_hands_over_a_console(liteframe, stub):

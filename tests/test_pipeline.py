@@ -51,7 +51,7 @@ def test_an_answer_says_what_it_is(clip, encoder, num_frames):
 
 def test_streaming_equals_all_at_once(clip, model, monkeypatch):
     """Frames resized one at a time and encoded in batches give what the whole clip at once gives."""
-    monkeypatch.setattr(pipeline, "BATCH_FRAMES", 3)
+    monkeypatch.setattr(model, "batch_frames", 3)
     encoded = model.watch(clip, num_frames=8)
     frames = read_video(clip, num_frames=8)
     pixels = normalize(resize(frames.pixels, (56, 56)), model.checkpoint.pixels.mean, model.checkpoint.pixels.std)
@@ -66,19 +66,19 @@ def test_streaming_equals_all_at_once(clip, model, monkeypatch):
 def test_groups_do_not_straddle_batches(clip, monkeypatch, num_frames):
     model = make("pooled")
     whole = model.watch(clip, num_frames=num_frames).visual.embeddings
-    monkeypatch.setattr(pipeline, "BATCH_FRAMES", 6)
+    monkeypatch.setattr(model, "batch_frames", 4)
     torch.testing.assert_close(model.watch(clip, num_frames=num_frames).visual.embeddings, whole, atol=1e-4, rtol=0)
 
 
 def test_memory_never_holds_the_whole_video(clip, model, monkeypatch):
     """No more full-size frames than one, no more small ones than a batch, whatever the length."""
-    monkeypatch.setattr(pipeline, "BATCH_FRAMES", 4)
+    monkeypatch.setattr(model, "batch_frames", 4)
     resized, encoded = [], []
     forward = type(model.encoder).forward
 
-    def spy_resize(frames, size):
+    def spy_resize(frames, size, device):
         resized.append(len(frames))
-        return resize(frames, size)
+        return resize(frames, size, device)
 
     def spy_forward(self, pixels, num_frames=None, seconds=None):
         encoded.append(len(pixels))
@@ -111,7 +111,7 @@ def decoders() -> list[str]:
 
 
 def test_the_next_batch_is_decoded_while_this_one_is_encoded_and_no_more(clip, model, monkeypatch):
-    monkeypatch.setattr(pipeline, "BATCH_FRAMES", 4)
+    monkeypatch.setattr(model, "batch_frames", 4)
     is_ahead, seen = threading.Event(), []
     decoded = spied(monkeypatch, lambda index: is_ahead.set() if index == 11 else None)
     forward = type(model.encoder).forward
@@ -148,7 +148,7 @@ def test_an_error_of_the_decoder_reaches_the_caller_unchanged(clip, model, monke
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("where", ["encode", "progress"])
 def test_stopping_early_leaves_no_thread_and_reads_no_further(clip, model, monkeypatch, where, error):
-    monkeypatch.setattr(pipeline, "BATCH_FRAMES", 2)
+    monkeypatch.setattr(model, "batch_frames", 2)
     decoded = spied(monkeypatch)
 
     def stop(*arguments, **named):
@@ -271,7 +271,7 @@ def test_sampling_arguments_reach_the_video(clip, model):
 
 
 def test_progress_and_text_come_as_they_are_made(clip, model, monkeypatch):
-    monkeypatch.setattr(pipeline, "BATCH_FRAMES", 4)
+    monkeypatch.setattr(model, "batch_frames", 4)
     pieces: list[str] = []
     progress: list[tuple[int, int]] = []
     answer = model.ask(

@@ -13,6 +13,7 @@ import torch
 from liteframe import pipeline
 from liteframe.encoders import EncoderSource, build_encoder
 from liteframe.encoders.pooling import PooledEncoder
+from liteframe.encoders.precision import with_precision
 from liteframe.errors import ContextError, DataError, VideoError
 from liteframe.files import content_digest
 from liteframe.pipeline import VideoLLM
@@ -24,14 +25,18 @@ from tiny_student import make_student
 QUESTION = "Where is the bar?"
 
 
-def make(folder: Path | None, encoder: str = "pooled", max_positions: int = 2048) -> VideoLLM:
+def make(
+    folder: Path | None, encoder: str = "pooled", max_positions: int = 2048, batch_frames: int | None = None
+) -> VideoLLM:
     checkpoint = make_checkpoint(max_positions=max_positions)
     built = (
         make_student()
         if encoder == "liteframe"
         else build_encoder(encoder, EncoderSource(checkpoint.model.model.vision_tower))
     )
-    return VideoLLM(checkpoint, built, TokenCache(folder) if folder is not None else None)
+    model = VideoLLM(checkpoint, built, TokenCache(folder) if folder is not None else None)
+    model.batch_frames = batch_frames or model.batch_frames
+    return model
 
 
 def entries(folder: Path) -> list[Path]:
@@ -51,14 +56,13 @@ def nothing_is_read(monkeypatch):
 
 
 @pytest.mark.parametrize("encoder", ["teacher", "pooled", "liteframe"])
-def test_a_video_is_read_once_whoever_asks(clip, tmp_path, encoder, nothing_is_read, monkeypatch):
-    monkeypatch.setattr(pipeline, "BATCH_FRAMES", 4)
-    plain = make(None, encoder).watch(clip, num_frames=7)
-    first = make(tmp_path / "c", encoder)
+def test_a_video_is_read_once_whoever_asks(clip, tmp_path, encoder, nothing_is_read):
+    plain = make(None, encoder, batch_frames=4).watch(clip, num_frames=7)
+    first = make(tmp_path / "c", encoder, batch_frames=4)
     answer = first.ask(clip, QUESTION, num_frames=7, max_new_tokens=8)
     assert answer.timings["decode"] > 0
     assert len(entries(tmp_path)) == 1
-    later = make(tmp_path / "c", encoder)
+    later = make(tmp_path / "c", encoder, batch_frames=4)
     nothing_is_read(later)
     for model in (first, later):
         again = model.ask(clip, QUESTION, num_frames=7, max_new_tokens=8)
@@ -67,6 +71,23 @@ def test_a_video_is_read_once_whoever_asks(clip, tmp_path, encoder, nothing_is_r
         assert [again.timings[stage] for stage in ("decode", "preprocess", "encode")] == [0, 0, 0]
         assert torch.equal(model.watch(clip, num_frames=7).visual.embeddings, plain.visual.embeddings)
     assert later.cache.stats.hits == 1  # the second time it was in memory
+
+
+def test_every_precision_has_its_own_entries(clip, tmp_path):
+    exact = make(tmp_path)
+    answers = {}
+    for precision in ("fp32", "bf16", "int8"):
+        encoder = with_precision(exact.encoder, precision)
+        for turn in range(2):  # the second finds what the first one left
+            model = VideoLLM(exact.checkpoint, encoder, TokenCache(tmp_path))
+            embeddings = model.watch(clip, num_frames=6).visual.embeddings
+            assert model.cache.stats.hits == turn
+            assert turn == 0 or torch.equal(embeddings, answers[precision])
+            answers[precision] = embeddings
+    assert len(entries(tmp_path)) == 3
+    for precision in ("bf16", "int8"):
+        assert not torch.equal(answers[precision], answers["fp32"])
+        torch.testing.assert_close(answers[precision], answers["fp32"], atol=0.5, rtol=0.5)
 
 
 def test_the_second_question_by_name_computes_only_its_own_positions(clip, tmp_path):

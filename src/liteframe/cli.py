@@ -23,10 +23,12 @@ from liteframe import cli_videos, tables, terminal  # noqa: F401 (cli_videos reg
 from liteframe.command import (
     AsJson,
     CacheSize,
+    Compile,
     Device,
     Dtype,
     Model,
     Overrides,
+    Precision,
     Recipe,
     Seed,
     app,
@@ -253,6 +255,7 @@ def evaluate(
     ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    precision: Precision = None,
     as_json: AsJson = False,
 ) -> dict[str, Any]:
     """Measure accuracy on a benchmark, for each encoder and each number of frames.
@@ -279,6 +282,7 @@ def evaluate(
             out=out,
             device=device,
             dtype=dtype,
+            precision=precision,
             on_progress=on_progress,
             resume=resume and out is not None,
             bad_videos=bad_videos,
@@ -348,9 +352,12 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.png.")] = None,
     repeats: Annotated[int, typer.Option(help="Rounds behind the warm-up, of which medians are taken.")] = 5,
     answer_tokens: Annotated[int, typer.Option(help="Tokens of every answer.")] = 16,
+    batch_frames: Annotated[int | None, typer.Option(help="Frames encoded together; else by their size.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    precision: Precision = None,
+    compile_encoder: Compile = False,
     as_json: AsJson = False,
 ) -> dict[str, Any]:
     """Time every stage from a video file to an answer, beside the least time that this machine needs for it.
@@ -371,6 +378,9 @@ def bench(
             repeats=repeats,
             answer_tokens=answer_tokens,
             seed=seed,
+            precision=precision,
+            compile_encoders=compile_encoder,
+            batch_frames=batch_frames,
             on_progress=on_progress,
         )
     console = Console()

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from liteframe import tables, terminal
-from liteframe.command import AsJson, CacheSize, Device, Dtype, Model, Seed, command
+from liteframe.command import AsJson, CacheSize, Compile, Device, Dtype, Model, Precision, Seed, command
 from liteframe.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def ask(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --out: skip what is answered there.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    precision: Precision = None,
+    compile_encoder: Compile = False,
     as_json: AsJson = False,
 ) -> dict[str, Any]:
     """Ask a question about a video, or about each of many.
@@ -84,7 +86,7 @@ def ask(
     questions = [question, *(also or [])]
     if out is None and is_one_video(videos):
         probe_video(videos[0])  # a file that cannot be used is told before a large model is loaded
-        llm = _load(model, encoder, device, dtype, _token_cache(cache, cache_gb))
+        llm = _load(model, encoder, device, dtype, _token_cache(cache, cache_gb), precision, compile_encoder)
         return _ask_one(llm, videos[0], questions, sampling, generation)
 
     found = find_videos(videos)
@@ -93,7 +95,7 @@ def ask(
     from liteframe.many_videos import answer_lines, ask_many
 
     with nullcontext() if out is None else answer_lines(out, resume) as lines:
-        llm = _load(model, encoder, device, dtype, _token_cache(cache, cache_gb))
+        llm = _load(model, encoder, device, dtype, _token_cache(cache, cache_gb), precision, compile_encoder)
         with terminal.progress("Asking") as on_progress:
             tally = ask_many(llm, found, questions, sampling, generation, lines, _listeners(on_progress))
     return _told(tally.as_dict(), out)
@@ -134,6 +136,8 @@ def encode(
     resume: Annotated[bool, typer.Option("--resume", help="Skip, unopened, what DIR/encoded.jsonl lists.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    precision: Precision = None,
+    compile_encoder: Compile = False,
     as_json: AsJson = False,
 ) -> dict[str, Any]:
     """Decode and encode videos once, for any number of questions: `liteframe ask --cache DIR` finds their tokens.
@@ -146,7 +150,7 @@ def encode(
     sampling: dict[str, Any] = {"num_frames": frames, "fps": fps, "max_frames": max_frames, "start": start, "end": end}
     cache = _token_cache(out, cache_gb)
     with encode_lines(out, found, resume) as lines:
-        llm = _load(model, encoder, device, dtype, cache)
+        llm = _load(model, encoder, device, dtype, cache, precision, compile_encoder)
         with terminal.progress("Encoding") as on_progress:
             tally = encode_many(llm, found, sampling, lines, _listeners(on_progress))
     assert cache is not None
@@ -232,11 +236,27 @@ def _token_cache(folder: Path | None, gigabytes: float) -> TokenCache | None:
     return TokenCache(folder, gigabytes)
 
 
-def _load(model: str, encoder: str | None, device: str, dtype: str, cache: TokenCache | None) -> VideoLLM:
+def _load(
+    model: str,
+    encoder: str | None,
+    device: str,
+    dtype: str,
+    cache: TokenCache | None,
+    precision: str | None = None,
+    compile_encoder: bool = False,
+) -> VideoLLM:
     with terminal.waiting(f"Loading {model} ..."):
         from liteframe.pipeline import VideoLLM
 
-        return VideoLLM.from_pretrained(model, encoder=encoder, device=device, dtype=dtype, cache=cache)
+        return VideoLLM.from_pretrained(
+            model,
+            encoder=encoder,
+            device=device,
+            dtype=dtype,
+            cache=cache,
+            precision=precision,
+            compile_encoder=compile_encoder,
+        )
 
 
 def _listeners(on_progress: Any) -> Any:

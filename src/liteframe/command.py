@@ -23,6 +23,11 @@ app = typer.Typer(
 Model = Annotated[str, typer.Option(help="mini (shipped), a folder, or a hub id such as OpenGVLab/InternVL3-8B-hf.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Of the encoder: fp32, bf16, int8 (CPU), or fastest of the first two; else as --dtype."),
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Run the encoder through torch.compile (minutes, once).")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Recipe = Annotated[Path, typer.Option(help="A TOML file, see recipes/.", show_default=False)]
 Overrides = Annotated[

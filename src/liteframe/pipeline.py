@@ -33,7 +33,8 @@ import torch
 from liteframe.baselines import build_method, prefill_pruning
 from liteframe.encoded_video import EncodedVideo
 from liteframe.encoders import EncoderSource, student_folder
-from liteframe.encoders.interface import STUDENT_FOLDER, VideoEncoder, group_frames
+from liteframe.encoders.interface import STUDENT_FOLDER, VideoEncoder, frames_at_once, group_frames
+from liteframe.encoders.precision import faster
 from liteframe.errors import InputError, VideoWarning
 from liteframe.language.adapter import ADAPTER_FOLDER
 from liteframe.language.loading import Checkpoint, load_checkpoint, save_checkpoint, with_adapter
@@ -50,9 +51,6 @@ from liteframe.video.sample import Sampling, uniform_middles
 from liteframe.video.transform import normalize, resize
 
 DEFAULT_FRAMES = 32
-BATCH_FRAMES = 16
-"""Frames that go through the encoder at once: bounds memory, and is enough to keep a GPU busy."""
-
 STAGES = ("decode", "preprocess", "encode", "prefill", "generate")
 
 Progress = Callable[[int, int], None]
@@ -81,8 +79,10 @@ class VideoLLM:
         self.cache = cache
         self.isolate = isolate
         self._last: EncodedVideo | None = None
+        size = (checkpoint.pixels.height, checkpoint.pixels.width)
+        self.batch_frames = frames_at_once(*size, encoder.group_size)  # decoded and then encoded together
         self.language = VideoLanguageModel(checkpoint, pruning=prefill_pruning(encoder))
-        grid = encoder.grid(checkpoint.pixels.height, checkpoint.pixels.width)
+        grid = encoder.grid(*size)
         self.tokens_per_slot = self.language.tokens_per_slot(grid)
 
     @classmethod
@@ -94,6 +94,8 @@ class VideoLLM:
         device: str = "auto",
         dtype: str = "auto",
         cache: TokenCache | None = None,
+        precision: str | None = None,
+        compile_encoder: bool = False,
     ) -> VideoLLM:
         """Load a model by name ("mini", a folder, a hub id).
 
@@ -104,10 +106,11 @@ class VideoLLM:
                 in the student's folder, as in the miniature's, it is used with that student, and with no other encoder.
             device, dtype: ``auto`` takes what this machine is best at.
             cache: see `VideoLLM`.
+            precision, compile_encoder: see `liteframe.encoders.precision.faster`; of the encoder alone.
 
         Raises:
             CheckpointError: the model cannot be loaded.
-            InputError: an unknown encoder, device or dtype.
+            InputError: an unknown encoder, device, dtype or precision, or an encoder that cannot be compiled.
         """
         checkpoint = load_checkpoint(name, device, dtype)
         encoder = encoder or checkpoint.encoder
@@ -122,11 +125,15 @@ class VideoLLM:
         student = student_folder(encoder, source)
         if student is not None and (student / ADAPTER_FOLDER).is_dir() and not checkpoint.is_adapted:
             checkpoint = with_adapter(checkpoint, student / ADAPTER_FOLDER)
-        return cls(checkpoint, build_method(encoder, source), cache)
+        method = faster(build_method(encoder, source), checkpoint.pixels, precision, compile_encoder)
+        return cls(checkpoint, method, cache)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model, tokenizer, settings and a student, if any, to a new folder, which `from_pretrained` reads."""
         from liteframe.encoders.student import LiteFrameEncoder
+
+        if self.encoder.precision is not None:
+            raise InputError(f"{folder}: an encoder of {self.encoder.precision} is not saved; load it as it was")
 
         def add_student(work: Path) -> None:
             if isinstance(self.encoder, LiteFrameEncoder):
@@ -274,7 +281,7 @@ class VideoLLM:
             for times, pixels in batches:
                 with watch.stage("preprocess"):
                     mean, std = self.checkpoint.pixels.mean, self.checkpoint.pixels.std
-                    normalized = normalize(pixels.to(self.encoder.device), mean, std, self.language.model.dtype)
+                    normalized = normalize(pixels, mean, std, self.encoder.dtype)
                 with watch.stage("encode"), torch.inference_mode():
                     groups = group_frames(normalized, self.encoder.group_size)
                     tokens = self.encoder(groups, num_frames=len(pixels))
@@ -296,7 +303,7 @@ class VideoLLM:
         self, path: str, sampling: Sampling, watch: Stopwatch, on_warning: Callable[[str], None]
     ) -> Iterator[tuple[list[float], torch.Tensor]]:
         """Whole groups of decoded frames at the model's size: (seconds, uint8 (t, 3, H, W)); only the last is short."""
-        size = (self.checkpoint.pixels.height, self.checkpoint.pixels.width)
+        size, device = (self.checkpoint.pixels.height, self.checkpoint.pixels.width), self.encoder.device
         # Its warnings are told by the caller: Python's filters and hooks for them belong to the thread that set them.
         frames = iter_frames(path, sampling, on_warning, isolate=self.isolate)
         seconds: list[float] = []
@@ -307,24 +314,15 @@ class VideoLLM:
             if item is not None:
                 with watch.stage("preprocess"):
                     seconds.append(float(item[0]))
-                    pixels.append(resize(item[1][None], size))
-            if pixels and (item is None or len(pixels) == self._batch_frames):
+                    pixels.append(resize(item[1][None], size, device))
+            if pixels and (item is None or len(pixels) == self.batch_frames):
                 yield seconds, torch.cat(pixels)
                 seconds, pixels = [], []
             if item is None:
                 return
 
-    @property
-    def _batch_frames(self) -> int:
-        return max(1, BATCH_FRAMES // self.encoder.group_size) * self.encoder.group_size
-
     def _encoded(
-        self,
-        path: str,
-        embeddings: torch.Tensor,
-        seconds: np.ndarray,
-        timings: dict[str, float],
-        key: str | None,
+        self, path: str, embeddings: torch.Tensor, seconds: np.ndarray, timings: dict[str, float], key: str | None
     ) -> EncodedVideo:
         visual = VisualTokens(embeddings, Slots(len(seconds), self.encoder.group_size, seconds))
         return EncodedVideo(visual, seconds, timings, path, self.language.name, self.encoder.name, key=key)
@@ -351,7 +349,7 @@ class VideoLLM:
                 return None
             # In the batches of the first time, so that not even rounding differs.
             group_size = entry.tokens.group_size
-            step = self._batch_frames // group_size
+            step = self.batch_frames // group_size
             with torch.inference_mode():
                 parts = [
                     self.language.project(VideoTokens(part, len(part) * group_size, group_size))

@@ -26,7 +26,7 @@ from liteframe.video.sample import Sampling
 DEFAULT_GIGABYTES = 20.0
 
 # Raised when decoding, resizing or encoding gives other values for the same file and weights.
-_ENCODING_VERSION = 1
+_ENCODING_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ class TokenCache:
 
     def _weights_digest(self, encoder: VideoEncoder) -> str:
         """Computed once, and again where weights were replaced or written to since."""
-        weights = encoder.state_dict()
+        weights = encoder.weights()
         marks = [(name, tensor.data_ptr(), _changes(tensor)) for name, tensor in weights.items()]
         known = self._digests.get(encoder)
         if known is None or known[0] != marks:

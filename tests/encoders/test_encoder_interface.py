@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from liteframe.encoders import ENCODERS, EncoderSource, build_encoder
-from liteframe.encoders.interface import group_frames, patch_grid
+from liteframe.encoders.interface import frames_at_once, group_frames, patch_grid
 from liteframe.errors import CheckpointError, InputError
 from tiny_internvl import make_config, make_model
 from tiny_student import make_student
@@ -47,6 +47,22 @@ def test_patch_grid():
     for height, width in ((450, 448), (448, 450), (0, 448)):
         with pytest.raises(InputError, match="multiples of 14"):
             patch_grid(height, width, 14)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "group_size", "frames"),
+    [
+        (448, 448, 4, 16),  # the size that the number of pixels is stated by
+        (448, 224, 4, 32),
+        (224, 224, 1, 64),
+        (112, 112, 4, 128),
+        (28, 28, 4, 128),  # no more, however small
+        (112, 112, 3, 126),  # whole groups
+        (1344, 1344, 4, 4),  # at least one
+    ],
+)
+def test_small_frames_go_through_in_larger_batches(height, width, group_size, frames):
+    assert frames_at_once(height, width, group_size) == frames
 
 
 @pytest.mark.parametrize("name", list(ENCODERS))

@@ -131,7 +131,7 @@ def test_taps_are_conv3d_forwards_and_backwards(kernel, stride, size):
     assert expected.shape[1:4] == tuple(n // s for n, s in zip(size, stride, strict=True))
     grad = torch.randn_like(expected)
     expected_grads = torch.autograd.grad(expected, (hidden, weight), grad)
-    for method in ("taps", "convolution", "auto"):
+    for method in ("taps", "planes", "convolution", "auto"):
         result = depthwise_convolution(hidden, weight, stride, method)
         # float64: 1e-10 is far above rounding and far below any fault.
         torch.testing.assert_close(result, expected, atol=1e-10, rtol=0)
@@ -153,7 +153,7 @@ def test_taps_give_gradients_only_where_asked():
 
 @pytest.mark.parametrize("stride", [(2, 2, 2), (2, 1, 1), (4, 2, 2), (1, 3, 3), (1, 1, 1)])
 @pytest.mark.parametrize("kernel", [3, 5])
-@pytest.mark.parametrize("method", ["taps", "convolution"])
+@pytest.mark.parametrize("method", ["taps", "planes", "convolution"])
 def test_an_average_kernel_averages_the_window_of_its_stride(stride, kernel, method):
     hidden = torch.randn(2, 4, 6, 6, 5)
     weight = average_kernel(tuple(max(kernel, step) for step in stride), stride).expand(5, 1, -1, -1, -1)
@@ -408,7 +408,7 @@ def test_a_student_that_cannot_be_used_is_one_line(tmp_path, fault, message):
         ({"hidden_sizes": (97, 768, 768)}, "width 97 has no divisor"),
         ({"temporal_kernel": 2}, "must be odd"),
         ({"activation": "relu"}, "use one of gelu, gelu_tanh"),
-        ({"depthwise": "fft"}, "use one of auto, taps, convolution"),
+        ({"depthwise": "fft"}, "use one of auto, taps, planes, convolution"),
         ({"depth": (4, 4, 4)}, "unknown key 'depth'; known keys: image_size"),
     ],
 )

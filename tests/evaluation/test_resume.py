@@ -135,6 +135,7 @@ def test_the_models_own_words_are_kept(folder: Path) -> None:
     ("change", "named"),
     [
         ({"dtype": "bfloat16"}, "dtype=float32, and this is dtype=bfloat16"),
+        ({"precision": "bf16"}, "precision=None, and this is precision=bf16"),
         ({"limit": 3}, "limit=None, and this is limit=3"),
         ({"benchmark": "mlvu_test"}, "benchmark=mlvu_dev, and this is benchmark=mlvu_test"),
     ],

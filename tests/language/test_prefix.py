@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from liteframe.encoders import EncoderSource, build_encoder
+from liteframe.language import prefix
 from liteframe.language.prefix import shared_positions
 from liteframe.language.video_llm import VideoLanguageModel, VisualTokens
 from tiny_internvl import make_checkpoint
@@ -61,6 +62,44 @@ def test_the_first_logits_are_those_of_the_whole_prompt(pixels):
     with torch.no_grad():
         whole = llm.logits(visual, QUESTIONS[1])[-1]
     torch.testing.assert_close(heard.logits[0], whole, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("reuse_prefix", [True, False])
+@pytest.mark.parametrize("at_once", [5, 16])
+def test_a_prompt_is_read_in_chunks_and_nothing_else_changes(pixels, at_once, reuse_prefix):
+    whole_llm, whole_visual = make(pixels, reuse_prefix=False)
+    whole = Heard(whole_llm)
+    expected = [whole_llm.generate(whole_visual, question, max_new_tokens=8) for question in QUESTIONS]
+    assert max(whole.positions) > 3 * at_once
+    llm, visual = make(pixels, reuse_prefix=reuse_prefix)
+    llm.prefill_positions = at_once
+    heard, asked = Heard(llm), []
+    llm.model.lm_head.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0].shape[1]))
+    for question, answer in zip(QUESTIONS, expected, strict=True):
+        assert llm.generate(visual, question, max_new_tokens=8).text == answer.text
+    # As many positions in all as are new, never more than a chunk; the head is asked about one of them at a time.
+    assert max(heard.positions) == at_once
+    lengths = [len(llm.prompt(visual, question).ids) for question in QUESTIONS]
+    known = shared_positions(llm.prompt(visual, QUESTIONS[0])) if reuse_prefix else 0
+    tokens = sum(answer.num_tokens for answer in expected)
+    assert sum(heard.positions) == sum(lengths) - known * (len(QUESTIONS) - 1) + tokens - len(QUESTIONS)
+    assert asked == [1] * tokens
+    # 1e-4: the same sums, of the same values, in parts.
+    torch.testing.assert_close(torch.stack(heard.logits), torch.stack(whole.logits), atol=1e-4, rtol=0)
+
+
+def test_prefill_gives_the_hidden_states_of_the_last_chunk(pixels):
+    llm, visual = make(pixels)
+    language = llm.model.model.language_model
+    embeddings = llm.splice(visual.embeddings, llm.prompt(visual, QUESTIONS[0]))
+    with torch.inference_mode():
+        whole = language(inputs_embeds=embeddings).last_hidden_state
+        cache = prefix.empty_cache(llm.model)
+        last = prefix.prefill(language, embeddings, cache, 7)
+    begin = prefix.before_last_chunk(embeddings.shape[1], 0, 7)
+    assert begin % 7 == 0 and 0 < embeddings.shape[1] - begin <= 7
+    assert cache.get_seq_length() == embeddings.shape[1]
+    torch.testing.assert_close(last, whole[:, begin:], atol=1e-4, rtol=0)
 
 
 def test_a_shared_prefix_ends_with_the_last_visual_token(pixels):

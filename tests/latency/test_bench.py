@@ -110,6 +110,19 @@ def test_what_is_written_is_what_is_returned(result, out):
     assert picture.shape[0] > 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > len(STAGES)
 
 
+def test_a_precision_is_told_with_what_it_costs(tiny_shape, result, monkeypatch):
+    monkeypatch.setattr(machine, "_CPU_SIDES", (256,))
+    found = run(tiny_shape, [3], ["teacher", "liteframe"], device="cpu", repeats=1, answer_tokens=2, precision="int8")
+    for method in ("teacher", "liteframe"):
+        assert result["encoders"][method] == {"precision": "fp32", "explained_variance": 1.0}
+        facts = found["encoders"][method]
+        assert facts["precision"] == "int8" and 0.9 < facts["explained_variance"] < 1
+    for row in found["rows"]:
+        # The matrix rate of float32 bounds no int8; all else is computed as before.
+        assert set(row["bound_seconds"]) == set(STAGES) - {"decode", "encode"}
+        assert row["stages"]["encode"] > 0
+
+
 def test_the_same_words_as_the_pipeline_says(mini, tmp_path):
     """The timed steps are the true ones: the miniature says what `ask` says of the same file."""
     shape = find_shape("mini")
@@ -119,6 +132,8 @@ def test_the_same_words_as_the_pipeline_says(mini, tmp_path):
     asked = VideoLLM.from_pretrained(mini, encoder="pooled", device="cpu")
     said = asked.ask(video, QUESTION, num_frames=18, max_new_tokens=6)
     timed = time_question(subject, "pooled", video, 18, 6)
+    in_groups = time_question(subject, "pooled", video, 18, 6, batch_frames=6)  # of 4 frames, the last of two
+    assert (in_groups.answer, in_groups.positions) == (timed.answer, timed.positions)
     assert timed.visual_tokens == said.num_visual_tokens
     assert len(timed.answer) == 6
     words = asked.language.tokenizer.decode(timed.answer, skip_special_tokens=False)
@@ -236,6 +251,8 @@ def test_the_peak_sees_what_was_held_for_a_moment():
         ({"answer_tokens": 0}, "--answer-tokens 0"),
         ({"device": "nowhere"}, "--device nowhere"),
         ({"dtype": "int8"}, "int8: unknown"),
+        ({"batch_frames": 0}, "--batch-frames 0"),
+        ({"precision": "fp4"}, "--precision fp4: unknown; use fp32, bf16, int8 or fastest"),
     ],
 )
 def test_wrong_requests_are_refused(tiny_shape, arguments, words):

@@ -1,8 +1,10 @@
-"""Depth-wise convolution of channels-last video features, as element-wise taps or by the library's convolution.
+"""Depth-wise convolution of channels-last video features: by taps, planes, or the library's convolution in 3-D.
 
-On CPU a depth-wise convolution moves much memory and computes little, and the library's wants channels first: permuted
-copies of the whole tensor around a slow kernel. As taps it is one fused multiply-add of a shifted view for every tap,
-with no copy; `_Taps` has its own backward, because autograd's would fill a tensor with zeros for every shifted view.
+On CPU a depth-wise convolution moves much memory and computes little, and the library's in 3-D wants channels first:
+permuted copies of the whole tensor around a slow kernel. As taps it is one fused multiply-add of a shifted view for
+every tap, with no copy; `_Taps` has its own backward, because autograd's would fill a tensor with zeros for every
+shifted view. In 2-D the library takes channels last as they lie: as planes it is one such convolution for every tap in
+time, and alone about twice as fast as taps (docs/performance.md).
 
 Padding is chosen so that output i looks at the inputs from ``stride * i - left_padding`` on; `average_kernel` therefore
 is exactly the mean over the window ``stride * i ... stride * i + stride - 1``.
@@ -24,8 +26,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 Triple = tuple[int, int, int]
-METHODS = ("auto", "taps", "convolution")
-"""How to compute: by the library's convolution on CUDA and as taps elsewhere; always as taps; always by the library."""
+METHODS = ("auto", "taps", "planes", "convolution")
+"""How to compute; ``auto``: convolution on CUDA, elsewhere taps where gradients are wanted or the kernel is 1 x 1 in
+space, and planes for the others."""
 _Slices = tuple[slice, ...]
 
 
@@ -57,12 +60,39 @@ def depthwise_convolution(
         method: one of `METHODS`.
     """
     weight = weight.to(hidden.dtype)
-    if method == "taps" or (method == "auto" and hidden.device.type != "cuda"):
+    if method == "auto":
+        method = "convolution" if hidden.device.type == "cuda" else "taps"
+        if method == "taps" and weight.shape[-2:] != (1, 1) and not torch.is_grad_enabled():
+            method = "planes"
+    if method == "planes":
+        return _sum_of_planes(hidden, weight, stride)
+    if method == "taps":
         return _Taps.apply(hidden, weight[:, 0].permute(1, 2, 3, 0).contiguous(), stride)
     padding = [left_padding(size, step) for size, step in zip(weight.shape[2:], stride, strict=True)]
     channels_first = hidden.permute(0, 4, 1, 2, 3)
     result = F.conv3d(channels_first, weight, stride=stride, padding=padding, groups=len(weight))
     return result.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def _sum_of_planes(
+    hidden: Float[Tensor, "g t h w d"], weight: Float[Tensor, "d 1 a b c"], stride: Triple
+) -> Float[Tensor, "g t2 h2 w2 d"]:
+    """A convolution in 2-D of the frames that each tap in time meets, added up."""
+    groups, steps = hidden.shape[0], hidden.shape[1] // stride[0]
+    padding = [left_padding(size, step) for size, step in zip(weight.shape[3:], stride[1:], strict=True)]
+    result: Tensor | None = None
+    for tap, source, target in _axis_shifts(hidden.shape[1], weight.shape[2], stride[0]):
+        frames = hidden[:, source].flatten(0, 1).permute(0, 3, 1, 2)
+        plane = F.conv2d(frames, weight[:, :, tap], None, stride[1:], padding, groups=len(weight))
+        plane = plane.permute(0, 2, 3, 1).unflatten(0, (groups, -1))
+        if result is None:
+            # The first tap may not meet every output; the others are still to come.
+            whole = target == slice(0, steps)
+            result = plane if whole else F.pad(plane, (0, 0) * 3 + (target.start, steps - target.stop))
+        else:
+            result[:, target] += plane
+    assert result is not None  # a kernel is at least as large as its stride
+    return result.contiguous()
 
 
 class TemporalConvolution(nn.Module):
@@ -75,8 +105,9 @@ class TemporalConvolution(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "g t n d"]) -> Float[Tensor, "g t n d"]:
         """The residual is one more on the middle tap, so that it costs nothing."""
-        middle = F.one_hot(torch.tensor(self.weight.shape[-1] // 2), self.weight.shape[-1])
-        weight = (self.weight + middle.to(self.weight))[..., None, None]
+        # Made where the weight is: a copy from the CPU would be no part of a CUDA graph.
+        middle = F.pad(torch.ones_like(self.weight[..., :1]), (self.weight.shape[-1] // 2,) * 2)
+        weight = (self.weight + middle)[..., None, None]
         return depthwise_convolution(hidden[:, :, :, None], weight, (1, 1, 1), self.method)[:, :, :, 0]
 
 
@@ -103,7 +134,9 @@ class _Taps(torch.autograd.Function):
         ctx.save_for_backward(hidden, taps)
         ctx.stride = stride
         weights = taps.flatten(0, 2).unbind()
-        (first, source, _), *others = _shifts(tuple(hidden.shape[1:4]), tuple(taps.shape[:3]), stride)
+        # torch.compile looks through a cache, and warns of each.
+        plan = _shifts.__wrapped__ if torch.compiler.is_compiling() else _shifts
+        (first, source, _), *others = plan(tuple(hidden.shape[1:4]), tuple(taps.shape[:3]), stride)
         result = hidden[source] * weights[first]
         for tap, source, target in others:
             result[target].addcmul_(hidden[source], weights[tap])

@@ -27,6 +27,9 @@ STUDENT_FOLDER = "liteframe"
 """Folder of a checkpoint that holds its student, as ``LiteFrameEncoder.save_pretrained`` writes it."""
 
 
+_BATCH_PIXELS, _BATCH_FRAMES = 16 * 448 * 448, 128
+
+
 class PixelConfig(Config):
     """What the encoder of a checkpoint expects to see: the size of a frame and how its values are normalised."""
 
@@ -48,12 +51,16 @@ class VideoEncoder(nn.Module, ABC):
         group_size: frames that become one group of tokens: 1 for a per-frame encoder, 4 for those that compress time.
         feature_dim: width of the features.
         patch_size: side of a patch in pixels.
+        precision: ``"int8"`` where its linear layers were quantised (`liteframe.encoders.precision`), else None.
+        exact: then, what it was quantised from; a tuple, so that it is no part of this module.
     """
 
     name: str
     group_size: int
     feature_dim: int
     patch_size: int
+    precision: str | None = None
+    exact: tuple[VideoEncoder, ...] = ()
 
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int, int]:
@@ -80,6 +87,8 @@ class VideoEncoder(nn.Module, ABC):
         found: dict[str, Any] = {
             name: getattr(self, name) for name in ("name", "group_size", "feature_dim", "patch_size")
         }
+        if self.precision is not None:
+            found["precision"] = self.precision
         config = getattr(self, "config", None)
         return found if config is None else {**found, "config": config_values(config)}
 
@@ -87,6 +96,15 @@ class VideoEncoder(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that are no integers, and of the pixels that it is best given."""
+        return next(self.parameters()).dtype
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors that its features depend on; of a quantised encoder those that it was made from."""
+        return self.exact[0].weights() if self.exact else self.state_dict()
 
     @torch.inference_mode()
     def encode(
@@ -135,6 +153,17 @@ def group_frames(pixels: Float[Tensor, "t 3 H W"], group_size: int) -> Float[Ten
     if missing:
         pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
     return pixels.reshape(-1, group_size, *pixels.shape[1:])
+
+
+def frames_at_once(height: int, width: int, group_size: int = 1) -> int:
+    """Frames of `height` x `width` pixels that go through an encoder together: whole groups, at least one.
+
+    As many pixels as 16 frames of 448 x 448 have, which bounds memory whatever the size of a frame, and at most 128
+    frames: small frames make matrix products too small to be fast (docs/performance.md has the measurement), and what
+    is encoded while nothing more is decoded should stay short.
+    """
+    frames = min(_BATCH_FRAMES, _BATCH_PIXELS // max(1, height * width))
+    return max(1, frames // group_size) * group_size
 
 
 def patch_grid(height: int, width: int, patch_size: int, stride: int = 1) -> tuple[int, int]:

@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,8 +75,7 @@ class LiteFrameConfig(PreTrainedConfig):
         activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
         layer_norm_eps: of all LayerNorms.
         initializer_range: standard deviation of the blocks' linear layers at the start.
-        depthwise: how depth-wise convolutions are computed: ``"taps"``, ``"convolution"``, or ``"auto"``, convolution
-            on CUDA and taps elsewhere. The same values up to rounding.
+        depthwise: how depth-wise convolutions are computed, see `depthwise.METHODS`. The same values up to rounding.
 
     Raises:
         ConfigError: sizes that do not meet, a value out of range, an unknown key.
@@ -142,7 +140,7 @@ class LiteFrameConfig(PreTrainedConfig):
     @property
     def space_stride(self) -> int:
         """All strides in space together: rows and columns of patches that become one token."""
-        return math.prod(stride[1] for stride in self.strides)
+        return math.prod([stride[1] for stride in self.strides])  # a list, which torch.compile can trace
 
     @property
     def time_steps(self) -> tuple[int, ...]:
@@ -331,44 +329,44 @@ class LiteFrameEncoder(PreTrainedModel, VideoEncoder):
     def forward(
         self, pixels: Float[Tensor, "g f 3 H W"], num_frames: int | None = None, seconds: np.ndarray | None = None
     ) -> VideoTokens:
-        """Encode groups of frames; see `VideoEncoder.forward`.
-
-        Raises:
-            InputError: groups of another size, or frames that the strides do not divide.
-        """
-        ((_, features),) = deque(self._steps(pixels), maxlen=1)  # keeps none but the last
+        """See `VideoEncoder.forward`. InputError: groups of another size, or frames that the strides do not divide."""
         num_frames = pixels.shape[0] * self.group_size if num_frames is None else num_frames
-        return VideoTokens(features, num_frames=num_frames, group_size=self.group_size, seconds=seconds)
+        return VideoTokens(self.features(pixels), num_frames=num_frames, group_size=self.group_size, seconds=seconds)
 
     def intermediates(self, pixels: Float[Tensor, "g f 3 H W"]) -> tuple[VideoTokens, dict[str, Tensor]]:
-        """`forward`, and what every step gave, by name, in order.
+        """`forward`, and what every step gave, by name, in order:
 
         ``patch_embedding``, ``stage0.block0`` ..., ``stage0.stride``, ``stage1.block0`` ..., ``norm``: (g, t, n, d) of
         that stage, CLS included; ``head``: (g, 1, h, w, feature_dim), the features of the tokens.
         """
-        steps = dict(self._steps(pixels))
-        return VideoTokens(steps["head"], len(pixels) * self.group_size, self.group_size), steps
+        steps: dict[str, Tensor] = {}
+        features = self.features(pixels, steps.__setitem__)
+        return VideoTokens(features, len(pixels) * self.group_size, self.group_size), steps
 
-    def _steps(self, pixels: Float[Tensor, "g f 3 H W"]) -> Iterator[tuple[str, Tensor]]:
-        """The steps of the encoder, each named and with what it gives; the last is the features."""
+    def features(
+        self, pixels: Float[Tensor, "g f 3 H W"], on_step: Callable[[str, Tensor], None] = lambda name, hidden: None
+    ) -> Float[Tensor, "g 1 h w d"]:
+        """`forward` from tensor to tensor; `on_step` is told the name of every step and what it gave."""
         _, *out = self.grid(*pixels.shape[-2:])
         if pixels.shape[1] != self.group_size:
             raise InputError(f"groups of {pixels.shape[1]} frames: this encoder takes {self.group_size}")
         grid = (pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size)
-        hidden = self.patch_embedding(pixels.to(self.head.weight.dtype))
-        yield "patch_embedding", hidden
+        hidden = self.patch_embedding(pixels.to(self.dtype))
+        on_step("patch_embedding", hidden)
         for stage, blocks in enumerate(self.stages):
             for index, block in enumerate(blocks):
                 hidden = block(hidden)
-                yield f"stage{stage}.block{index}", hidden
+                on_step(f"stage{stage}.block{index}", hidden)
             if stage < len(self.strides):
                 hidden = self.strides[stage](hidden, grid)
+                on_step(f"stage{stage}.stride", hidden)
                 _, down, across = self.config.strides[stage]
                 grid = (grid[0] // down, grid[1] // across)
-                yield f"stage{stage}.stride", hidden
         hidden = self.norm(hidden)
-        yield "norm", hidden
-        yield "head", self.head(hidden[:, :, hidden.shape[2] - out[0] * out[1] :]).unflatten(2, out)
+        on_step("norm", hidden)
+        features = self.head(hidden[:, :, hidden.shape[2] - out[0] * out[1] :]).unflatten(2, out)
+        on_step("head", features)
+        return features
 
     def num_tokens(self, height: int, width: int, num_frames: int) -> int:
         """Grid cells of the features of `num_frames` frames, before pixel shuffle; a begun group counts whole."""

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from liteframe.encoded_video import EncodedVideo
+from liteframe.encoders.precision import PRECISIONS
 from liteframe.errors import InputError, VideoError
 from liteframe.evaluation.answers import AnswerFolder, answers_to, fingerprint, key_of, model_digest, questions_digest
 from liteframe.evaluation.benchmarks import BENCHMARKS, Item, load_benchmark
@@ -58,6 +59,7 @@ def evaluate(
     cache: str | Path | None = None,
     cache_gigabytes: float | int = DEFAULT_GIGABYTES,
     on_note: Callable[[str], None] | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Accuracy with 95 % intervals, and seconds per stage, for every encoder and number of frames.
 
@@ -75,6 +77,7 @@ def evaluate(
         bad_videos: ``stop`` at a video that cannot be read, or ``skip`` its questions and count them apart.
         cache, cache_gigabytes: folder and size of a `TokenCache`, which keeps encoded videos for other runs.
         on_note: called with a line about answers that were there and videos that were skipped.
+        precision: of the encoders, one of `liteframe.encoders.precision.PRECISIONS`; None leaves them in their dtype.
 
     Returns:
         ``{"benchmark", "model", "results": [{"encoder", "frames", "visual_tokens", "questions", "unparsed", "accuracy",
@@ -88,6 +91,9 @@ def evaluate(
     tell = on_note or (lambda line: None)
     if bad_videos not in ("stop", "skip"):
         raise InputError(f"--bad-videos {bad_videos}: give stop or skip")
+    if precision not in (None, *PRECISIONS):
+        # Not even "fastest": what one machine finds faster, another may not, and a run would go on with other features.
+        raise InputError(f"--precision {precision}: an evaluation takes {', '.join(PRECISIONS)}")
     official = BENCHMARKS[benchmark].questions
     if official not in (None, len(items)):
         tell(f"{benchmark}: {len(items)} questions are here, {official} in the official files; the score is of these")
@@ -100,12 +106,14 @@ def evaluate(
     if out is not None:
         asked = [item for video in videos for item in video]
         settings = _settings(benchmark, Path(data), asked, model, limit, device, dtype)
+        if precision is not None:
+            settings["precision"] = precision
         weights = {name: _encoder_digest(name) for name in encoders}
         folder = AnswerFolder(Path(out), settings, weights, frames, resume)
     total, done = len(videos) * len(encoders) * len(frames), 0
     report: dict[str, Any] = {"benchmark": benchmark, "model": model, "results": []}
     for encoder in encoders:
-        load = _Loader(model, encoder, device, dtype, store)
+        load = _Loader(model, encoder, device, dtype, store, precision)
         for count in frames:
 
             def moved(videos_done: int, before: int = done) -> None:
@@ -157,8 +165,12 @@ def _ask_everything(
 class _Loader:
     """Loads the model when the first question needs it, and only once."""
 
-    def __init__(self, model: str, encoder: str, device: str, dtype: str, cache: TokenCache | None) -> None:
+    def __init__(
+        self, model: str, encoder: str, device: str, dtype: str, cache: TokenCache | None, precision: str | None
+    ) -> None:
         self._arguments: dict[str, Any] = {"encoder": encoder, "device": device, "dtype": dtype}
+        if precision is not None:
+            self._arguments["precision"] = precision
         if cache is not None:
             self._arguments["cache"] = cache
         self._model = model

@@ -1,4 +1,4 @@
-"""The language model's keys and values for the part of a prompt that every question about a video shares.
+"""The language model's keys and values: filled in chunks, and kept for what every question about a video shares.
 
 A prompt is the template's beginning, the video's slots, then the question. Attention looks back only, so keys and
 values up to the last visual token do not depend on the question: computed once, they serve every later question.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -49,7 +49,7 @@ class SharedPrefix:
         if kept is not None and kept.video() is video and _begins_with(prompt.ids, kept.ids):
             return DynamicCache(kept.layers)
         self._kept = None  # room for the new one
-        return DynamicCache(config=model.config.get_text_config(decoder=True))
+        return empty_cache(model)
 
     def keep(self, video: object, prompt: Prompt, cache: DynamicCache) -> None:
         """Remember what `cache` holds of the shared part, once the answer to `prompt` has been generated with it."""
@@ -69,6 +69,40 @@ class SharedPrefix:
         kept = self._kept
         if kept is not None and kept.video is video:
             self._kept = None
+
+
+def empty_cache(model: PreTrainedModel) -> DynamicCache:
+    """A cache for a prompt of which nothing is known."""
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def prefill(
+    language_model: PreTrainedModel, embeddings: Float[Tensor, "1 p d"], cache: DynamicCache, at_once: int | None = None
+) -> Float[Tensor, "1 q d"]:
+    """Read the positions behind those that `cache` holds, all together or so many at a time.
+
+    Keys and values of what was read are all that a later position looks at, so that chunks change nothing but the order
+    of some sums.
+
+    Args:
+        language_model: without its head.
+        embeddings: of the whole prompt, what the cache holds included.
+        cache: filled.
+        at_once: positions of a chunk; None reads all in one.
+
+    Returns:
+        the hidden states of the last chunk.
+    """
+    how: dict[str, Any] = {cache_argument(language_model): cache, "use_cache": True}
+    begin = cache.get_seq_length()
+    for chunk in embeddings[:, begin:].split(at_once or embeddings.shape[1], dim=1):
+        hidden = language_model(inputs_embeds=chunk, **how).last_hidden_state
+    return hidden
+
+
+def before_last_chunk(positions: int, known: int, at_once: int) -> int:
+    """Where the last chunk of a prompt begins, of which `known` positions need not be read."""
+    return known + (positions - known - 1) // at_once * at_once
 
 
 def shared_positions(prompt: Prompt) -> int:

@@ -19,7 +19,7 @@ from transformers import TextStreamer
 
 from liteframe.errors import ContextError, InputError
 from liteframe.language.loading import Checkpoint
-from liteframe.language.prefix import SharedPrefix, cache_argument
+from liteframe.language.prefix import SharedPrefix, before_last_chunk, cache_argument, empty_cache, prefill
 from liteframe.language.projector import project_grid, shuffled_tokens
 from liteframe.language.prompt import Dialogue, Prompt, PromptBuilder, Slots
 from liteframe.language.pruning import PrefillPruning
@@ -85,6 +85,8 @@ class VideoLanguageModel:
         checkpoint: from `load_checkpoint`; its model is used as it is, not copied.
         reuse_prefix: keep the keys and values of the video that was asked about last, so that another question about
             the same `VisualTokens` only computes what is its own. They go with the `VisualTokens`. False, to measure.
+        prefill_positions: read prompts in chunks of so many positions, which bounds what is computed on the way; None
+            reads them in one, which measured faster on a CPU (docs/performance.md). Not with `pruning`.
         pruning: drops visual tokens while `generate` reads them; then there is no prefix to reuse.
 
     Raises:
@@ -92,8 +94,15 @@ class VideoLanguageModel:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, reuse_prefix: bool = True, pruning: PrefillPruning | None = None
+        self,
+        checkpoint: Checkpoint,
+        reuse_prefix: bool = True,
+        pruning: PrefillPruning | None = None,
+        prefill_positions: int | None = None,
     ) -> None:
+        if prefill_positions is not None and prefill_positions < 1:
+            raise InputError(f"prefill_positions {prefill_positions}: give at least 1")
+        self.prefill_positions = prefill_positions
         self.name = checkpoint.name
         self.model = checkpoint.model
         self.tokenizer = checkpoint.tokenizer
@@ -216,7 +225,14 @@ class VideoLanguageModel:
         stamps = _Stamps(self.tokenizer, Stopwatch(self.device), on_text)
         start = stamps.now()
         embeddings = self.splice(visual.embeddings, prompt)
-        cache = self.prefix.cache_for(visual, prompt, self.model) if self.prefix is not None else None
+        cache = None if self.pruning is not None else empty_cache(self.model)
+        if self.prefix is not None:
+            cache = self.prefix.cache_for(visual, prompt, self.model)
+        if cache is not None and self.prefill_positions is not None:
+            # All but the last chunk; transformers reads that one, and its head is asked about the last position only.
+            begin = before_last_chunk(embeddings.shape[1], cache.get_seq_length(), self.prefill_positions)
+            if begin > cache.get_seq_length():
+                prefill(self.model.model.language_model, embeddings[:, :begin], cache, self.prefill_positions)
         devices = [self.device] if self.device.type == "cuda" else []
         pruned = (
             self.pruning.applied(self.model, prompt.visual, self.visual_tokens(visual))

@@ -14,15 +14,16 @@ import torch
 
 from liteframe.data.needles import MAX_FRAMES, NeedleConfig, write_benchmark
 from liteframe.encoders import ENCODERS
+from liteframe.encoders.precision import FASTEST, PRECISIONS
 from liteframe.errors import InputError
 from liteframe.files import write_whole
 from liteframe.language.prompt import Slots
 from liteframe.latency import machine
 from liteframe.latency.cost import METHODS, CostModel, QuestionCost, Rates
+from liteframe.latency.faster import make_faster, precision_of
 from liteframe.latency.measure import Pass, time_question
 from liteframe.latency.picture import draw_stages
 from liteframe.latency.shapes import SHAPES, Shape, Subject, build_subject, find_shape
-from liteframe.pipeline import BATCH_FRAMES
 from liteframe.runtime import choose_device, choose_dtype
 
 Setting = tuple[str, int]
@@ -44,6 +45,8 @@ class Request:
     dtype: torch.dtype
     repeats: int
     answer_tokens: int
+    precision: str | None = None
+    batch_frames: int | None = None
 
     def __post_init__(self) -> None:
         for count in self.frames:
@@ -53,6 +56,10 @@ class Request:
         for method in self.methods:
             if method not in known:
                 raise InputError(f"--method {method}: unknown; use {', '.join(known)}")
+        if self.precision not in (None, FASTEST, *PRECISIONS):
+            raise InputError(f"--precision {self.precision}: unknown; use {', '.join(PRECISIONS)} or {FASTEST}")
+        if self.batch_frames is not None and self.batch_frames < 1:
+            raise InputError(f"--batch-frames {self.batch_frames}: give at least 1")
         if self.repeats < 1:
             raise InputError(f"--repeats {self.repeats}: give at least 1")
         if self.answer_tokens < 1:
@@ -66,6 +73,7 @@ class Request:
             shape.student,
             size=(shape.pixels.height, shape.pixels.width),
             bytes_per_value=self.dtype.itemsize,
+            batch_frames=self.batch_frames,
             source=(shape.source_side, shape.source_side),
         )
 
@@ -81,6 +89,9 @@ def run(
     repeats: int = 5,
     answer_tokens: int = 16,
     seed: int = 0,
+    precision: str | None = None,
+    compile_encoders: bool = False,
+    batch_frames: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Time every stage of one question about a video of needles, for each method and number of frames.
@@ -98,14 +109,18 @@ def run(
         repeats: rounds behind the warm-up.
         answer_tokens: length of every answer.
         seed: of the videos.
+        precision, compile_encoders: see `liteframe.encoders.precision.faster`; of the encoders alone.
+        batch_frames: frames that are encoded together; None takes what the pipeline takes.
         on_progress: called with (passes done, passes in all).
 
     Returns:
-        ``{"machine", "shape", "weights", "settings", "rows", "left_out", "files"}``. A row is ``{"method", "frames",
-        "visual_tokens", "positions", "stages": {stage: median seconds}, "spread": {stage: [shortest, longest]},
-        "bound_seconds": {stage: seconds}, "flops": {stage: count}, "bytes": {stage: count}, "kv_cache_bytes",
-        "peak_memory_bytes", "wall_seconds", "explained"}``; `explained` is the share of the wall time that the
-        stages add up to, median of the rounds. A setting that is longer than the model's context is in `left_out`.
+        ``{"machine", "shape", "weights", "settings", "encoders", "rows", "left_out", "files"}``. `encoders` has of each
+        method its ``"precision"`` and ``"explained_variance"``, what its features explain of those in float32. A row is
+        ``{"method", "frames", "visual_tokens", "positions", "stages": {stage: median seconds}, "spread": {stage:
+        [shortest, longest]}, "bound_seconds": {stage: seconds}, "flops": {stage: count}, "bytes": {stage: count},
+        "kv_cache_bytes", "peak_memory_bytes", "wall_seconds", "explained"}``; `explained` is the share of the wall time
+        that the stages add up to, median of the rounds; an encoder at another precision than ``dtype`` has no bound. A
+        setting that is longer than the model's context is in `left_out`.
 
     Raises:
         InputError: an unknown shape or method, a device that is not there, a value out of range, more memory than
@@ -122,6 +137,8 @@ def run(
         dtype=choose_dtype(target, dtype),
         repeats=repeats,
         answer_tokens=answer_tokens,
+        precision=precision,
+        batch_frames=batch_frames,
     )
     costs = request.costs()
     settings, left_out = settings_that_fit(request, costs)
@@ -130,9 +147,20 @@ def run(
         out.mkdir(parents=True, exist_ok=True)  # fails now, not after the measuring
     gauge = machine.Gauge(target, request.dtype, costs.language_weights * costs.bytes_per_value)
     subject = build_subject(request.shape, list(dict.fromkeys(method for method, _ in settings)), target, request.dtype)
+    plain = {method: precision_of(encoder) for method, encoder in subject.encoders.items()}
+    with tempfile.TemporaryDirectory(prefix="liteframe-bench-") as folder:
+        subject, encoders = make_faster(
+            subject,
+            precision,
+            compile_encoders,
+            lambda count: make_video(Path(folder), count, request.shape.source_side, seed),
+        )
     passes, peaks = _measure(subject, settings, request, seed, gauge, on_progress)
     rates = gauge.rates
     rows = [_row(costs, rates, answer_tokens, setting, passes[setting], peaks[setting]) for setting in settings]
+    for row in rows:
+        if encoders[row["method"]]["precision"] != plain[row["method"]]:
+            del row["bound_seconds"]["encode"]  # the measured rates are those of another precision
     result: dict[str, Any] = {
         "machine": {**machine.bench_facts(target, request.dtype), **gauge.best},
         "shape": request.shape.name,
@@ -140,10 +168,12 @@ def run(
         "settings": {
             "repeats": repeats,
             "answer_tokens": answer_tokens,
-            "batch_frames": BATCH_FRAMES,
+            "batch_frames": costs.batch_frames,
+            "compiled": compile_encoders,
             "seed": seed,
             "source_side": request.shape.source_side,
         },
+        "encoders": encoders,
         "rows": rows,
         "left_out": left_out,
         "files": [],
@@ -258,7 +288,9 @@ def _measure(
             for method, count in settings:
                 if turn == 0:
                     machine.reset_peak(request.device)
-                timed = time_question(subject, method, videos[count], count, request.answer_tokens)
+                timed = time_question(
+                    subject, method, videos[count], count, request.answer_tokens, request.batch_frames
+                )
                 if turn == 0:
                     peaks[method, count] = machine.peak_memory(request.device)
                 else:

@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import InternVLConfig, InternVLVisionModel
 
+from liteframe.encoders.interface import frames_at_once
 from liteframe.encoders.pooling import PooledEncoder
 from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.encoders.teacher import TeacherEncoder
 from liteframe.errors import InputError
 from liteframe.language.projector import shuffled_tokens
-from liteframe.pipeline import BATCH_FRAMES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -164,7 +164,8 @@ class CostModel:
         student: of the LiteFrame encoder; None where there is none.
         size: height and width of the frames that encoders see, pixels.
         bytes_per_value: 2 for bfloat16 and float16, 4 for float32.
-        batch_frames: frames that go through the encoder at once; its weights are read once a batch.
+        batch_frames: frames that go through the encoder at once, whose weights are read once a batch; None takes
+            what the pipeline takes for frames of this size.
         source: height and width of decoded frames; None takes `size`.
     """
 
@@ -175,11 +176,11 @@ class CostModel:
         *,
         size: tuple[int, int],
         bytes_per_value: int = 2,
-        batch_frames: int = BATCH_FRAMES,
+        batch_frames: int | None = None,
         source: tuple[int, int] | None = None,
     ) -> None:
         self.config, self.size, self.bytes_per_value = config, size, bytes_per_value
-        self.batch_frames = batch_frames
+        self.batch_frames = batch_frames or frames_at_once(*size)
         self.source = source or size
         self.text = TextSize.of(config.text_config)
         self.shuffle_factor = round(1 / config.downsample_ratio)

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from liteframe.encoders.interface import group_frames
+from liteframe.encoders.interface import frames_at_once, group_frames
 from liteframe.errors import InputError
-from liteframe.language.prefix import cache_argument
+from liteframe.language.prefix import cache_argument, prefill
 from liteframe.language.projector import project_grid
 from liteframe.language.prompt import Prompt, Slots
 from liteframe.latency.shapes import Subject
-from liteframe.pipeline import BATCH_FRAMES
 from liteframe.runtime import Stopwatch
 from liteframe.video.decode import iter_frames
 from liteframe.video.sample import Sampling
@@ -48,7 +47,9 @@ class Pass:
 
 
 @torch.inference_mode()
-def time_question(subject: Subject, method: str, video: Path, num_frames: int, answer_tokens: int) -> Pass:
+def time_question(
+    subject: Subject, method: str, video: Path, num_frames: int, answer_tokens: int, batch_frames: int | None = None
+) -> Pass:
     """Ask one question, with the device idle at both ends of every stage.
 
     Args:
@@ -57,6 +58,7 @@ def time_question(subject: Subject, method: str, video: Path, num_frames: int, a
         video: a file of at least `num_frames` frames.
         num_frames: frames to look at.
         answer_tokens: tokens of the answer, whether or not one of them would end it.
+        batch_frames: frames that are encoded together, whole groups of them; None takes what the pipeline takes.
 
     Raises:
         VideoError: the file cannot be used.
@@ -64,8 +66,10 @@ def time_question(subject: Subject, method: str, video: Path, num_frames: int, a
     """
     model, encoder, pixels = subject.model, subject.encoders[method], subject.shape.pixels
     core, projector = model.model, model.model.multi_modal_projector
-    device, dtype = model.device, model.dtype
+    device = model.device
     factor = round(1 / model.config.downsample_ratio)
+    batch_frames = batch_frames or frames_at_once(pixels.height, pixels.width)
+    batch_frames = max(1, batch_frames // encoder.group_size) * encoder.group_size
     watch = Stopwatch(device)
     embeddings: list[torch.Tensor] = []
     seconds: list[float] = []
@@ -74,13 +78,14 @@ def time_question(subject: Subject, method: str, video: Path, num_frames: int, a
     decoded = iter_frames(video, Sampling(num_frames=num_frames))
     while True:
         with watch.stage("decode"):
-            batch = list(itertools.islice(decoded, BATCH_FRAMES))
+            batch = list(itertools.islice(decoded, batch_frames))
         if not batch:
             break
         with watch.stage("preprocess"):
             seconds += [second for second, _ in batch]
-            small = resize(np.stack([picture for _, picture in batch]), (pixels.height, pixels.width))
-            normalized = normalize(small.to(device), pixels.mean, pixels.std, dtype)
+            pictures = np.stack([picture for _, picture in batch])
+            small = resize(pictures, (pixels.height, pixels.width), device)
+            normalized = normalize(small, pixels.mean, pixels.std, encoder.dtype)
             groups = group_frames(normalized, encoder.group_size)
         with watch.stage("encode"):
             tokens = encoder(groups, num_frames=len(batch))
@@ -94,7 +99,7 @@ def time_question(subject: Subject, method: str, video: Path, num_frames: int, a
         prompt = subject.shape.prompt(slots, visual.shape[1])
         cache = DynamicCache(config=model.config.text_config)
         how: dict[str, Any] = {cache_argument(core.language_model): cache, "use_cache": True}
-        hidden = core.language_model(inputs_embeds=_splice(subject, visual, prompt), **how).last_hidden_state[:, -1:]
+        hidden = prefill(core.language_model, _splice(subject, visual, prompt), cache)[:, -1:]
     with watch.stage("first_token"):
         token = model.lm_head(hidden).argmax(-1)
         answer = [int(token)]

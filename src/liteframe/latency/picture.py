@@ -29,7 +29,7 @@ def draw_stages(path: Path, result: dict[str, Any]) -> None:
                 bottom += height
             axis.text(place, bottom, f"{bottom:.3g} s", ha="center", va="bottom", fontsize=8)
             # Decoding has no bound: its measured time stands below the bounds of the others.
-            bound = row["stages"]["decode"] + sum(row["bound_seconds"].values())
+            bound = sum(row["bound_seconds"].get(stage, seconds) for stage, seconds in row["stages"].items())
             axis.hlines(bound, place - 0.42, place + 0.42, color="black", linewidth=1.6)
         axis.set_xticks(range(len(shown)), [row["method"] for row in shown], rotation=30)
         axis.set(title=f"{count} frames", ylabel="seconds" if axis is axes[0][0] else "", ylim=(0, None))

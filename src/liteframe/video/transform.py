@@ -15,7 +15,9 @@ _CHUNK = 32
 
 
 def resize(
-    frames: UInt8[np.ndarray, "t h w 3"] | UInt8[Tensor, "t h w 3"], size: tuple[int, int]
+    frames: UInt8[np.ndarray, "t h w 3"] | UInt8[Tensor, "t h w 3"],
+    size: tuple[int, int],
+    device: torch.device | None = None,
 ) -> UInt8[Tensor, "t 3 new_h new_w"]:
     """Squash frames to `size`, bicubic with antialiasing, within one grey level of Pillow's ``Image.resize``.
 
@@ -25,17 +27,21 @@ def resize(
     Args:
         frames: uint8 (t, h, w, 3), RGB; a NumPy array or a tensor on any device.
         size: (height, width) in pixels. The aspect ratio is not kept, as InternVL does for video.
+        device: where the result is wanted; None leaves it where the frames are. A CUDA device resizes by itself, which
+            spares the processor more than sending full-size frames costs; for others it is done where the frames are.
 
     Returns:
-        uint8 (t, 3, height, width), contiguous, on the frames' device.
+        uint8 (t, 3, height, width), contiguous, on the device.
     """
     pixels = torch.from_numpy(np.require(frames, requirements=["C", "W"])) if isinstance(frames, np.ndarray) else frames
+    if device is not None and device.type == "cuda":
+        pixels = pixels.to(device)
     # (t, 3, h, w) in channels-last memory, which is how the frames lie already: torch's uint8 kernel wants that.
     pixels = pixels.permute(0, 3, 1, 2)
     result = torch.empty((len(pixels), 3, *size), dtype=torch.uint8, device=pixels.device)
     for begin in range(0, len(pixels), _CHUNK):
         result[begin : begin + _CHUNK] = _resize_chunk(pixels[begin : begin + _CHUNK], size)
-    return result
+    return result if device is None else result.to(device)
 
 
 def _resize_chunk(pixels: UInt8[Tensor, "t 3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "t 3 new_h new_w"]:

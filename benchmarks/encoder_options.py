@@ -1,0 +1,133 @@
+"""What batch size and precision do to the miniature's encoders, and what chunks do to its prefill.
+
+One process, on the CPU, random frames; settings take turns, medians follow a round of warm-up. Then what more frames
+cost: encoding and prefill of LiteFrame on 256 frames against the teacher's on 32. `--clock cpu` counts the seconds that
+this process was computing, with OMP_NUM_THREADS=1 those of one thread: on a machine that others use, what is waited for
+is not counted, though caches and memory are still shared. The last line is one JSON object.
+
+    OMP_NUM_THREADS=1 python benchmarks/encoder_options.py [--repeats 5] [--clock wall] [--out FILE] [--tiny]
+
+--tiny takes few frames and positions, to try this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from liteframe.encoders import EncoderSource, build_encoder
+from liteframe.encoders.interface import VideoEncoder, frames_at_once
+from liteframe.encoders.precision import PRECISIONS, explained_variance, with_precision
+from liteframe.files import write_whole
+from liteframe.language import prefix
+from liteframe.language.loading import Checkpoint, load_checkpoint
+from liteframe.runtime import machine_facts, tune_allocator
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+METHODS = ("teacher", "liteframe")
+BATCHES = (16, 32, 64, 128, 256)
+# The visual tokens of LiteFrame on 256 frames and of the teacher on 32, and some text; then two long prompts.
+POSITIONS = {"liteframe": 256 + 20, "teacher": 512 + 20}
+LONG = (2100, 4200)
+CHUNKS = (1024, 2048, None)
+
+Job = Callable[[], object]
+
+
+@torch.inference_mode()
+def in_turns(jobs: dict[str, Job], repeats: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Median seconds of each job."""
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(repeats + 1):
+        for name, job in jobs.items():
+            start = clock()
+            job()
+            if turn:
+                seconds[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def read(checkpoint: Checkpoint, positions: int, chunk: int | None = None) -> None:
+    """Prefill so many positions, `chunk` at a time."""
+    width = checkpoint.model.config.text_config.hidden_size
+    embeddings = torch.randn(1, positions, width, generator=torch.Generator().manual_seed(0)) * 0.05
+    prefix.prefill(checkpoint.model.model.language_model, embeddings, prefix.empty_cache(checkpoint.model), chunk)
+
+
+def encode(encoder: VideoEncoder, frames: torch.Tensor, batch_frames: int) -> torch.Tensor:
+    """Features, from pixels that are already in the encoder's dtype."""
+    return encoder.encode(frames.to(encoder.dtype), batch_frames=batch_frames).features
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--out", type=Path, help="also write the JSON there")
+    parser.add_argument("--tiny", action="store_true", help="few frames and positions, to try this script")
+    arguments = parser.parse_args()
+    if arguments.repeats < 1:
+        parser.error("--repeats must be at least 1")
+
+    tune_allocator()
+    share = 16 if arguments.tiny else 1
+    checkpoint = load_checkpoint("mini", "cpu", "float32")
+    height, width = checkpoint.pixels.height, checkpoint.pixels.width
+    usual = frames_at_once(height, width)
+    source = EncoderSource(checkpoint.model.model.vision_tower, folder=checkpoint.folder)
+    encoders = {method: build_encoder(method, source) for method in METHODS}
+    frames = torch.randn(256 // share, 3, height, width)
+    few = frames[: 32 // share]
+    seen = {"teacher": few, "liteframe": frames}
+    take = partial(in_turns, repeats=arguments.repeats, clock=CLOCKS[arguments.clock])
+
+    goal = take(
+        {f"encode {method}": partial(encode, encoders[method], seen[method], usual) for method in METHODS}
+        | {f"prefill {method}": partial(read, checkpoint, POSITIONS[method] // share) for method in METHODS}
+    )
+    ours, theirs = (sum(goal[f"{stage} {method}"] for stage in ("encode", "prefill")) for method in METHODS[::-1])
+    batches = take({str(size): partial(encode, encoders["liteframe"], frames, size) for size in BATCHES})
+    changed = {f"{method} {name}": with_precision(encoders[method], name) for method in METHODS for name in PRECISIONS}
+    precisions = take({name: partial(encode, encoder, few, usual) for name, encoder in changed.items()})
+    exact = {method: encode(encoders[method], few, usual) for method in METHODS}
+    explained = {
+        name: explained_variance(encode(encoder, few, usual), exact[name.split()[0]])
+        for name, encoder in changed.items()
+    }
+    chunks = take({f"{p // share} by {c}": partial(read, checkpoint, p // share, c) for p in LONG for c in CHUNKS})
+
+    console = Console(width=120)
+    report: dict[str, Any] = {
+        "machine": machine_facts(),
+        "tiny": arguments.tiny,
+        "clock": arguments.clock,
+        "repeats": arguments.repeats,
+        "liteframe_256_to_teacher_32": ours / theirs,
+        "goal_seconds": goal,
+        "batch_seconds": batches,
+        "precision_seconds": precisions,
+        "precision_explained_variance": explained,
+        "chunk_seconds": chunks,
+    }
+    for name in ("goal_seconds", "batch_seconds", "precision_seconds", "chunk_seconds"):
+        console.print(name.replace("_", " "))
+        for setting, seconds in report[name].items():
+            console.print(f"  {setting}: {seconds * 1e3:.1f} ms")
+    console.print(f"LiteFrame at 256 frames to the teacher at 32: {ours / theirs:.2f} (wanted: at most 0.65)")
+    if arguments.out is not None:
+        write_whole(arguments.out, json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
