@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import InternVLVisionModel
 
-from liteframe.encoders.interface import VideoEncoder, config_values, patch_grid, resample_grid
+from liteframe.encoders.interface import VideoEncoder, config_values, is_exporting, patch_grid, resample_grid
 from liteframe.errors import InputError
 from liteframe.types import VideoTokens
 
@@ -130,7 +130,7 @@ def resample_positions(
 
     As ``InternVLVisionEmbeddings.interpolate_pos_encoding`` does it, which however takes both grids for squares.
     """
-    if native == grid:
+    if not is_exporting() and native == grid:
         return positions
     cells = resample_grid(positions[0, 1:].unflatten(0, native), grid).flatten(0, 1)
     return torch.cat([positions[:, :1], cells[None]], dim=1)
