@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markdown import Markdown
 
 from liteframe import terminal
 from liteframe.command import AsJson, command
@@ -94,12 +93,11 @@ def publish(
 
     with terminal.waiting(f"Publishing {folder} ..."):
         result = push(folder, repo_id, licence=licence, results=results, out=out, dry_run=dry_run, private=private)
-    console = Console()
     if dry_run:
-        console.print(Markdown(result["card"]))
+        print(result["card"])
     for path in result["local_paths"]:
         terminal.tell_fault(
             f"{folder}: its record names a path of this machine, {path}; edit it if that is nobody's business"
         )
-    console.print(terminal.facts({key: value for key, value in result.items() if key != "card"}))
+    Console().print(terminal.facts({key: value for key, value in result.items() if key != "card"}))
     return result

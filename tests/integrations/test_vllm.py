@@ -222,7 +222,8 @@ def test_openais_client_sends_the_same_request(exported, serve, clip):
 def test_the_script_in_the_folder_runs(exported, serve, clip):
     url = serve(Stand(exported["teacher"]))
     command = [sys.executable, str(exported["teacher"] / "ask_vllm.py"), str(clip), QUESTION, url]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert ran.returncode == 0, ran.stderr
     frames = VllmClient(exported["teacher"], url, device="cpu").ask(clip, QUESTION, num_frames=64)
     assert ran.stdout == f"{frames}\n"
 
@@ -337,7 +338,7 @@ def test_what_the_server_says_is_one_line(exported, serve, clip, tmp_path):
         client.ask(video, QUESTION, max_new_tokens=0)
     with pytest.raises(VideoError):
         client.ask(tmp_path / "none.mp4", QUESTION)
-    with pytest.raises(ContextError, match="at most"):
+    with pytest.raises(ContextError, match="no frame fits"):
         client.ask(clip, QUESTION, num_frames=4, max_new_tokens=20_000)
     with pytest.raises(CheckpointError, match="has no video/"):
         VllmClient(tmp_path)

@@ -75,7 +75,8 @@ class TeacherEncoder(VideoEncoder):
     ) -> VideoTokens:
         """Encode frames one by one; see `VideoEncoder.forward`. Groups hold one frame, so there is no padding."""
         features = self.frame_features(pixels[:, 0])[:, None]
-        num_frames = len(pixels) if num_frames is None else num_frames
+        # Not len(), which would make a number of a size that a traced graph leaves open.
+        num_frames = pixels.shape[0] if num_frames is None else num_frames
         return VideoTokens(features, num_frames=num_frames, group_size=1, seconds=seconds)
 
     def frame_features(self, pixels: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n h w d"]:
@@ -95,7 +96,7 @@ class TeacherEncoder(VideoEncoder):
         grid = self.grid(*pixels.shape[-2:])[1:]
         embeddings = self.tower.embeddings
         patches = embeddings.patch_embeddings.projection(pixels.to(self.tower.dtype))
-        cls = embeddings.cls_token.expand(len(pixels), -1, -1)
+        cls = embeddings.cls_token.expand(pixels.shape[0], -1, -1)
         hidden = torch.cat([cls, rearrange(patches, "n d h w -> n (h w) d")], dim=1)
         if embeddings.position_embeddings is not None:
             hidden = hidden + resample_positions(embeddings.position_embeddings, self.native_grid, grid)

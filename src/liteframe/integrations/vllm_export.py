@@ -51,6 +51,7 @@ Needs liteframe-video on this machine. Copy what you need of it.
 """
 
 import sys
+from pathlib import Path
 
 from liteframe.integrations.vllm_client import VllmClient
 
