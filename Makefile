@@ -10,7 +10,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constra
 WARM_UP = $(BIN)/python -c "import liteframe.pipeline"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint clean
+.PHONY: help setup quickstart test lint docs clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,10 @@ lint: .venv/.installed-dev  ## style, formatting, types and the layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The variable keeps the theme from advertising its own future.
+docs: .venv/.installed-docs  ## the documentation site, into build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:  ## remove .venv and what the tools cache
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 
@@ -46,3 +50,7 @@ clean:  ## remove .venv and what the tools cache
 	$(INSTALL) --editable ".[dev]"
 	$(WARM_UP)
 	@touch .venv/.installed $@
+
+.venv/.installed-docs: .venv/.installed-dev
+	$(INSTALL) --editable ".[docs]"
+	@touch $@

@@ -17,7 +17,7 @@ from liteframe.types import Answer, Fault, VideoInfo
 
 COMMANDS = (
     "ask", "encode", "probe", "needles", "data check", "pretrain", "distill", "adapt", "evaluate", "report",
-    "bench", "quickstart", "serve",
+    "bench", "quickstart", "serve", "export", "publish",
 )  # fmt: skip
 INFO = VideoInfo("clip.mp4", 128, 96, 2.0, 10.0, 20, 0, "h264", "yuv420p", "mov,mp4")
 ANSWER = Answer(
@@ -120,6 +120,10 @@ def one_line(text: str) -> str:
         ("bench", "--repeats", "often"),
         ("serve", "--port", "70000"),
         ("serve", "--queue", "0"),
+        ("export", "mini"),
+        ("export", "mini", "--out", "x"),
+        ("export", "mini", "--to", "tensorrt", "--out", "x"),
+        ("publish", "x"),
     ],
     ids=" ".join,
 )
@@ -486,6 +490,25 @@ def test_quickstart_hands_over_a_console(liteframe, stub):
     ran = liteframe("quickstart", "--out", "here", "--videos", 2, "--long-videos", 0, "--seed", 5, "--json")
     assert json.loads(ran.out) == {"out": "here", "seed": 5, "videos": 2, "long": 0, "model": "mini"}
     assert ran.err == "a story\n"
+
+
+def test_export_hands_over_what_is_asked(liteframe, stub):
+    asked = []
+
+    def writer(kind):
+        return lambda *arguments, **options: asked.append((kind, arguments, options)) or {"out": "x", "model": "mini"}
+
+    stub("integrations.onnx_export", export_onnx=writer("onnx"), TOLERANCE=0.125)
+    stub("integrations.vllm_export", export_vllm=writer("vllm"))
+    assert json.loads(liteframe("export", "mini", "--to", "onnx", "--out", "x", "--json").out)["out"] == "x"
+    assert liteframe("export", "m", "--to", "onnx", "--out", "x", "--tolerance", 0).status == 0
+    assert liteframe("export", "m", "--to", "vllm", "--out", "x", "--encoder", "e", "--dtype", "float16").status == 0
+    shown = [(kind, str(model), str(out), options) for kind, (model, out), options in asked]
+    assert shown == [
+        ("onnx", "mini", "x", {"encoder": None, "tolerance": 0.125}),
+        ("onnx", "m", "x", {"encoder": None, "tolerance": 0.0}),
+        ("vllm", "m", "x", {"encoder": "e", "dtype": "float16"}),
+    ]
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from liteframe.errors import CheckpointError
 
 _CHUNK_BYTES, _NUM_CHUNKS = 64 * 1024, 64
 _PICTURE_CHUNK_BYTES = 4096
@@ -33,6 +37,32 @@ def write_whole(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder beside `folder` to fill; it becomes `folder` when the block ends, and is removed when the block fails.
+
+    Raises:
+        CheckpointError: `folder` holds something, or it cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(folder, "exists and is not empty; choose another folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            yield work
+            # mkdtemp and safetensors make what they write private; such a folder is meant to be read by others.
+            for path in (work, *work.rglob("*")):
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            work.replace(folder)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise CheckpointError(folder, f"cannot be written ({error.strerror or error})") from None
 
 
 def content_digest(path: str | os.PathLike[str]) -> str:

@@ -114,14 +114,7 @@ class VideoLLM:
         """
         checkpoint = load_checkpoint(name, device, dtype)
         encoder = encoder or checkpoint.encoder
-        config = checkpoint.model.config
-        source = EncoderSource(
-            vision_tower=checkpoint.model.model.vision_tower,
-            feature_layer=config.vision_feature_layer,
-            select_strategy=config.vision_feature_select_strategy,
-            folder=checkpoint.folder,
-            shuffle_factor=round(1 / config.downsample_ratio),
-        )
+        source = EncoderSource.of(checkpoint.model, checkpoint.folder)
         student = student_folder(encoder, source)
         if student is not None and (student / ADAPTER_FOLDER).is_dir() and not checkpoint.is_adapted:
             checkpoint = with_adapter(checkpoint, student / ADAPTER_FOLDER)

@@ -57,7 +57,7 @@ def by_layers(llm, visual, keep, layer):
         logits = llm.model.lm_head(model.norm(hidden))[0, -1]
         first = logits if first is None else first
         ids.append(int(logits.argmax()))
-        if ids[-1] in llm._end_ids():
+        if ids[-1] in llm.end_ids():
             break
         embeddings = torch.cat([embeddings, model.embed_tokens(torch.tensor([[ids[-1]]]))], dim=1)
     model.set_attn_implementation("sdpa")

@@ -37,6 +37,18 @@ class EncoderSource:
     folder: Path | None = None
     shuffle_factor: int = 2
 
+    @classmethod
+    def of(cls, model: Any, folder: Path | None = None) -> EncoderSource:
+        """What an ``InternVLForConditionalGeneration``, and the folder that it came from, offer."""
+        config = model.config
+        return cls(
+            vision_tower=model.model.vision_tower,
+            feature_layer=config.vision_feature_layer,
+            select_strategy=config.vision_feature_select_strategy,
+            folder=folder,
+            shuffle_factor=round(1 / config.downsample_ratio),
+        )
+
 
 def _teacher(source: EncoderSource) -> TeacherEncoder:
     from liteframe.encoders.teacher import TeacherEncoder

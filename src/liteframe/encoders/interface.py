@@ -182,10 +182,18 @@ def patch_grid(height: int, width: int, patch_size: int, stride: int = 1) -> tup
 
 
 def resample_grid(positions: Float[Tensor, "h w d"], grid: tuple[int, int]) -> Float[Tensor, "h2 w2 d"]:
-    """Learned positions for another (h, w) grid, bicubic as InternVL does it; for their own grid the same tensor."""
-    if positions.shape[:2] == grid:
+    """Learned positions for another (h, w) grid, bicubic as InternVL does it; for their own grid the same tensor.
+
+    A graph that `torch.export` traces for any grid always resamples: on their own grid that gives the same values.
+    """
+    if not is_exporting() and positions.shape[:2] == grid:
         return positions
     resampled = nn.functional.interpolate(
         positions.permute(2, 0, 1)[None], size=grid, mode="bicubic", align_corners=False
     )
     return resampled[0].permute(1, 2, 0)
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` is tracing, which must not decide anything by sizes that stay open."""
+    return getattr(torch.compiler, "is_exporting", bool)()  # torch before 2.7 does not have it

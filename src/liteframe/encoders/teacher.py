@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import InternVLVisionModel
 
-from liteframe.encoders.interface import VideoEncoder, config_values, patch_grid, resample_grid
+from liteframe.encoders.interface import VideoEncoder, config_values, is_exporting, patch_grid, resample_grid
 from liteframe.errors import InputError
 from liteframe.types import VideoTokens
 
@@ -75,7 +75,8 @@ class TeacherEncoder(VideoEncoder):
     ) -> VideoTokens:
         """Encode frames one by one; see `VideoEncoder.forward`. Groups hold one frame, so there is no padding."""
         features = self.frame_features(pixels[:, 0])[:, None]
-        num_frames = len(pixels) if num_frames is None else num_frames
+        # Not len(), which would make a number of a size that a traced graph leaves open.
+        num_frames = pixels.shape[0] if num_frames is None else num_frames
         return VideoTokens(features, num_frames=num_frames, group_size=1, seconds=seconds)
 
     def frame_features(self, pixels: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n h w d"]:
@@ -95,7 +96,7 @@ class TeacherEncoder(VideoEncoder):
         grid = self.grid(*pixels.shape[-2:])[1:]
         embeddings = self.tower.embeddings
         patches = embeddings.patch_embeddings.projection(pixels.to(self.tower.dtype))
-        cls = embeddings.cls_token.expand(len(pixels), -1, -1)
+        cls = embeddings.cls_token.expand(pixels.shape[0], -1, -1)
         hidden = torch.cat([cls, rearrange(patches, "n d h w -> n (h w) d")], dim=1)
         if embeddings.position_embeddings is not None:
             hidden = hidden + resample_positions(embeddings.position_embeddings, self.native_grid, grid)
@@ -130,7 +131,7 @@ def resample_positions(
 
     As ``InternVLVisionEmbeddings.interpolate_pos_encoding`` does it, which however takes both grids for squares.
     """
-    if native == grid:
+    if not is_exporting() and native == grid:
         return positions
     cells = resample_grid(positions[0, 1:].unflatten(0, native), grid).flatten(0, 1)
     return torch.cat([positions[:, :1], cells[None]], dim=1)

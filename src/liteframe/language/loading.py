@@ -11,8 +11,6 @@ import copy
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from liteframe.config import Config
 from liteframe.encoders.interface import STUDENT_FOLDER, PixelConfig
 from liteframe.errors import CheckpointError, ConfigError
+from liteframe.files import filling
 from liteframe.language.adapter import ADAPTER_CONFIG, load_adapter, weights_digest
 from liteframe.language.places import find_checkpoint, first_line
 from liteframe.language.prompt import PromptBuilder, PromptConfig
@@ -79,13 +78,18 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    name_or_path: str | os.PathLike[str] = "mini", device: str = "auto", dtype: str = "auto"
+    name_or_path: str | os.PathLike[str] = "mini",
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    video_side: bool = False,
 ) -> Checkpoint:
     """Load a Video LLM.
 
     Args:
         name_or_path: ``"mini"`` (the packaged miniature), a folder, or a hub id such as ``OpenGVLab/InternVL3-8B-hf``.
         device, dtype: see `liteframe.runtime.choose_device` and `choose_dtype`.
+        video_side: accept what `liteframe export --to vllm` writes beside a language model: all but its layers.
 
     Raises:
         CheckpointError: nothing there, another architecture, a part missing, weights that are damaged or do not match
@@ -98,7 +102,9 @@ def load_checkpoint(
     folder = find_checkpoint(name)
     if (folder / ADAPTER_CONFIG).exists():
         return _load_adapted(name, folder, device, dtype)
-    _, pixels = read_checkpoint_config(name, folder)
+    values, pixels = read_checkpoint_config(name, folder)
+    if not video_side and values.get("text_config", {}).get("num_hidden_layers") == 0:
+        raise CheckpointError(name, "is the video side of an export: its language model is served by vLLM, ask that")
     settings = _read_settings(name, folder)
     tokenizer = _load_tokenizer(name, folder)
     check_weight_files(name, folder)
@@ -176,32 +182,16 @@ def save_checkpoint(
     Raises:
         CheckpointError: the folder holds something, or cannot be written.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(folder, "exists and is not empty; choose another folder")
     settings = CheckpointSettings(prompt=checkpoint.prompt, pixels=checkpoint.pixels, encoder=checkpoint.encoder)
-    model = checkpoint.model if dtype is None else copy.deepcopy(checkpoint.model).to(dtype)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
+    with filling(folder) as work:
+        model = checkpoint.model if dtype is None else copy.deepcopy(checkpoint.model).to(dtype)
+        with quiet():
+            model.save_pretrained(work)
+        checkpoint.tokenizer.save_pretrained(work)
+        (work / SETTINGS_FILE).write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        if also is not None:
             with quiet():
-                model.save_pretrained(work)
-            checkpoint.tokenizer.save_pretrained(work)
-            (work / SETTINGS_FILE).write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            if also is not None:
-                with quiet():
-                    also(work)
-            work.chmod(0o755)
-            for path in work.rglob("*"):
-                # safetensors makes its files private; a shared model folder is meant to be read.
-                path.chmod(0o755 if path.is_dir() else 0o644)
-            work.replace(folder)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise CheckpointError(folder, f"cannot be written ({error.strerror or error})") from None
+                also(work)
 
 
 def _read_json(name: str, path: Path, missing: str) -> dict[str, Any]:

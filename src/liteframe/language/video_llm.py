@@ -250,8 +250,8 @@ class VideoLanguageModel:
                 temperature=temperature if temperature > 0 else 1.0,
                 top_p=top_p if temperature > 0 else 1.0,
                 top_k=0 if temperature > 0 else 50,
-                eos_token_id=self._end_ids(),
-                pad_token_id=self._end_ids()[0],
+                eos_token_id=self.end_ids(),
+                pad_token_id=self.end_ids()[0],
                 streamer=stamps,
                 **({cache_argument(self.model): cache} if cache is not None else {}),
             )
@@ -259,10 +259,10 @@ class VideoLanguageModel:
         if self.prefix is not None and cache is not None:
             self.prefix.keep(visual, prompt, cache)
         first = stamps.first if stamps.first is not None else end
-        is_whole = stamps.last in self._end_ids()
+        is_whole = stamps.last in self.end_ids()
         return Generation("".join(stamps.pieces), stamps.num_tokens, first - start, end - first, is_whole)
 
-    def _end_ids(self) -> list[int]:
+    def end_ids(self) -> list[int]:
         """Every id that ends an answer: the generation config's, the tokenizer's, and ChatML's end of turn."""
         stated = self.model.generation_config.eos_token_id
         ids = set(stated) if isinstance(stated, list) else {stated}
