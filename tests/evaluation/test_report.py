@@ -20,7 +20,8 @@ from liteframe.errors import InputError
 from liteframe.evaluation import report_bars, report_pictures
 from liteframe.evaluation.report import compare, load_results, pareto, write_report
 from liteframe.evaluation.report_examples import MAX_TILES, TILE_WIDTH, contact_sheet, find_examples
-from liteframe.evaluation.report_figure import LIGHT
+from liteframe.evaluation.report_figure import DARK, LIGHT
+from liteframe.evaluation.report_page import PICTURES
 from liteframe.evaluation.results import load_predictions, predictions_name
 from liteframe.evaluation.scoring import confidence_interval
 
@@ -526,16 +527,17 @@ def test_frames_have_a_panel_for_each_task_and_the_rows_values(written, monkeypa
 
 def test_the_same_results_make_the_same_bytes(written) -> None:
     rows = written[0]["rows"]
-    svg = report_pictures.draw_frames(rows, "svg", report_pictures.DARK)
-    assert svg == report_pictures.draw_frames(rows, "svg", report_pictures.DARK)
-    assert svg.lstrip().startswith(b"<?xml") and report_pictures.DARK.paper.encode() in svg
+    for draw in PICTURES.values():
+        svg = draw(rows, "svg", DARK)
+        assert svg == draw(rows, "svg", DARK)
+        assert svg.lstrip().startswith(b"<?xml") and DARK.paper.encode() in svg
 
 
 def test_one_point_and_many_methods_can_be_drawn(tmp_path: Path) -> None:
     evaluation(tmp_path / "one", encoders=("teacher",), frames=(8,))
     evaluation(tmp_path / "many", encoders=tuple(f"$_{i}" for i in range(9)), frames=(1, 2), benchmark="others")
     rows = [{**row, "pareto": True} for row in load_results(tmp_path)]
-    for draw in (report_pictures.draw_latency, report_pictures.draw_frames):
+    for draw in PICTURES.values():
         with Image.open(io.BytesIO(draw(rows, "png"))) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
 
@@ -545,7 +547,7 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     evaluation(tmp_path / "in")
     write_report(tmp_path / "in", tmp_path / "a" / "b")
     before = {path.name: path.read_bytes() for path in (tmp_path / "a" / "b").iterdir()}
-    assert sorted(before) == ["accuracy-frames.png", "accuracy-latency.png", "report.html", "report.json"]
+    assert sorted(before) == sorted([*DRAWN, "report.html", "report.json"])
 
     def fails(*_):
         raise OSError("full")

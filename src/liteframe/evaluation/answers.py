@@ -129,9 +129,10 @@ class AnswerFolder:
         parts = list(_parts(path))
         for file in (path, *parts):
             if file.exists():
+                # A run that was killed just before it removed a part has left its lines twice.
+                known = set(map(json.dumps, records))
                 with ResultLines(file, resume=True) as lines:
-                    # A run that was killed just before it removed a part has left its lines twice.
-                    records += [record for record in lines.records if file == path or record not in records]
+                    records += [record for record in lines.records if json.dumps(record) not in known]
         if parts:
             write_whole(path, _text(records))
             for part in parts:
