@@ -59,7 +59,7 @@ def start(data: Path, out: Path, log: Path, launch: tuple[str, ...] = ()) -> sub
 
 
 def finish(process: subprocess.Popen) -> str:
-    _, told = process.communicate(timeout=300)
+    _, told = process.communicate(timeout=900)
     assert process.returncode == 0, told[-3000:]
     return told
 
@@ -79,7 +79,7 @@ def asked(log: Path) -> list[str]:
 
 
 def kill_after(process: subprocess.Popen, out: Path, lines: int) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 900
     while process.poll() is None and len(answered(out) if out.exists() else []) < lines:
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -144,7 +144,7 @@ def test_what_the_main_process_refuses_ends_both_with_its_words(data: Path, tmp_
     out.mkdir()
     (out / FILES[0]).write_text("{}\n")
     process = start(data, out, tmp_path / "log", TWO)
-    told = process.communicate(timeout=300)[1]
+    told = process.communicate(timeout=900)[1]
     assert process.returncode != 0 and f"{out / FILES[0]}: no run.json beside it" in told
     assert not asked(tmp_path / "log")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Row = dict[str, Any]
@@ -87,8 +87,10 @@ def add_legend(figure: Any, panels: Sequence[Any], title: str, subtitle: str) ->
 
 
 def _legend_width(widths: Sequence[float], columns: int) -> float:
-    lines = math.ceil(len(widths) / columns)  # filled column by column
-    return sum(max(widths[start : start + lines]) for start in range(0, len(widths), lines))
+    """As matplotlib fills it: column by column, the first ones with an entry more where they do not come out even."""
+    lines, longer = divmod(len(widths), columns)
+    ends = [column * lines + min(column, longer) for column in range(columns + 1)]
+    return sum(max(widths[start:end], default=0.0) for start, end in pairwise(ends))
 
 
 @contextmanager
