@@ -42,34 +42,40 @@ def find_examples(rows: Sequence[Row], answers: Sequence[Answers | None], limit:
     found = []
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
         turns = [_disagreements(rows, answers, i, j) for i, j in _pairs(rows, benchmark)]
-        mixed = (example for example in chain.from_iterable(zip_longest(*turns)) if example is not None)
-        found += [example for example, _ in zip(mixed, range(limit), strict=False)]
+        fresh: dict[tuple[str, str], dict[str, Any]] = {}  # a question once, however many methods stumble over it
+        for example in chain.from_iterable(zip_longest(*turns)):
+            if len(fresh) < limit and example is not None:
+                fresh.setdefault((example["video"], example["id"]), example)
+        found += fresh.values()
     return found
 
 
-def contact_sheet(video: Path, num_frames: int, span: dict[str, float]) -> tuple[bytes, list[float]]:
-    """The frames that a model was shown, or as many of them as fit, side by side in order of time.
+def contact_sheet(video: Path, num_frames: int, span: dict[str, float]) -> tuple[bytes, list[float], int]:
+    """The frames that a model was shown, or evenly some of them where they are too many, in order of time.
 
     Returns:
-        A JPEG file, and the seconds of the frames in it.
+        A JPEG file, the seconds of the frames in it, and how many frames there were.
 
     Raises:
         VideoError: the video is no longer there, or cannot be read.
     """
-    step = max(1, math.ceil(num_frames / MAX_TILES))
-    tiles, seconds = [], []
-    for index, (second, picture) in enumerate(iter_frames(video, Sampling(num_frames=num_frames, **span), _ignore)):
-        if index % step == 0:
-            tiles.append(_tile(picture))
-            seconds.append(float(second))
-    width, height = tiles[0].size
-    columns = min(COLUMNS, len(tiles))
-    sheet = Image.new("RGB", (columns * (width + 2) - 2, math.ceil(len(tiles) / columns) * (height + 2) - 2), "#808080")
-    for index, tile in enumerate(tiles):
+    tiles: list[tuple[float, Image.Image]] = []
+    step, count = 1, 0
+    for second, picture in iter_frames(video, Sampling(num_frames=num_frames, **span), _ignore):
+        if count % step == 0:
+            tiles.append((float(second), _tile(picture)))
+        if len(tiles) > MAX_TILES:
+            tiles, step = tiles[::2], 2 * step
+        count += 1
+    width, height = tiles[0][1].size
+    lines = math.ceil(len(tiles) / COLUMNS)
+    columns = math.ceil(len(tiles) / lines)
+    sheet = Image.new("RGB", (columns * (width + 2) - 2, lines * (height + 2) - 2), "#808080")
+    for index, (_, tile) in enumerate(tiles):
         sheet.paste(tile.resize((width, height)), (index % columns * (width + 2), index // columns * (height + 2)))
     content = io.BytesIO()
     sheet.save(content, "JPEG", quality=80)
-    return content.getvalue(), seconds
+    return content.getvalue(), [second for second, _ in tiles], count
 
 
 def add_sheets(examples: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes | None]]:
@@ -77,12 +83,12 @@ def add_sheets(examples: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, A
     for example in examples:
         frames = max(example[side]["frames"] for side in "ab")
         try:
-            sheet, seconds = contact_sheet(Path(example["video"]), frames, example["span"])
+            sheet, seconds, count = contact_sheet(Path(example["video"]), frames, example["span"])
         except VideoError as error:
             yield {**example, "shown": 0, "of": frames, "fault": str(error)}, None
         else:
             ends = {"from": seconds[0], "to": seconds[-1]}
-            yield {**example, "shown": len(seconds), "of": frames, **ends}, sheet
+            yield {**example, "shown": len(seconds), "of": count, **ends}, sheet
 
 
 def _pairs(rows: Sequence[Row], benchmark: str) -> Iterator[tuple[int, int]]:
