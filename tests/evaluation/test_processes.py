@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,8 +23,10 @@ from liteframe.evaluation.lock import LOCK, locked
 from liteframe.evaluation.results import load_results
 
 FILES = ("predictions-teacher-8.jsonl", "predictions-pooled-8.jsonl")
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 QUESTIONS = 10
+PATIENCE = 600
+"""Seconds; on a busy machine even starting takes long."""
+Started = list[multiprocessing.process.BaseProcess]
 
 
 @pytest.fixture
@@ -49,19 +53,39 @@ def files(folder: Path) -> dict[str, str]:
     return found
 
 
-def start(data: Path, out: Path, log: Path, launch: tuple[str, ...] = ()) -> subprocess.Popen:
-    command = [sys.executable, *launch, tiny_evaluation.__file__, str(data), str(out), str(log)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    # A session of its own: killed is the launcher and all that it started, at one moment.
-    return subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=data.parent
-    )
+def start(data: Path, out: Path, log: Path, count: int = 1) -> Started:
+    """So many processes of one run. They are copies of this one, which has imported all that takes long."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=work, args=(rank, count, port, data, out, log)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    return list(processes)
 
 
-def finish(process: subprocess.Popen) -> str:
-    _, told = process.communicate(timeout=900)
-    assert process.returncode == 0, told[-3000:]
-    return told
+def work(rank: int, count: int, port: int, data: Path, out: Path, log: Path) -> None:
+    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in launched.items()})
+    tiny_evaluation.PAUSE = 0.02
+    try:
+        tiny_evaluation.run(str(data), str(out), str(log))
+    except InputError as error:
+        log.with_suffix(f".{rank}").write_text(str(error))
+        os._exit(1)
+    os._exit(0)
+
+
+def finish(processes: Started) -> list[int | None]:
+    """Their exit statuses."""
+    try:
+        for process in processes:
+            process.join(PATIENCE)
+        return [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def answered(out: Path) -> list[str]:
@@ -78,14 +102,16 @@ def asked(log: Path) -> list[str]:
     return [line.split(" ", 1)[1] for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def kill_after(process: subprocess.Popen, out: Path, lines: int) -> None:
-    deadline = time.monotonic() + 900
-    while process.poll() is None and len(answered(out) if out.exists() else []) < lines:
+def kill_after(processes: Started, out: Path, lines: int) -> None:
+    """SIGKILL, at a moment when there are about so many answers."""
+    deadline = time.monotonic() + PATIENCE
+    while all(process.is_alive() for process in processes) and len(answered(out) if out.exists() else []) < lines:
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    assert process.poll() is None, process.communicate()[1][-3000:]  # it is killed at work
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    assert all(process.is_alive() for process in processes)  # they are killed at work
+    for process in processes:
+        process.kill()
+    assert finish(processes) == [-signal.SIGKILL] * len(processes)
 
 
 def test_killed_in_earnest_it_asks_nothing_twice_and_leaves_the_same_files(
@@ -100,7 +126,7 @@ def test_killed_in_earnest_it_asks_nothing_twice_and_leaves_the_same_files(
         assert all(count <= 2 - before[video] for video, count in Counter(asked(log)).items())
     assert (out / LOCK).exists()  # killed, it cannot remove it; the system has freed it
     before = answered(out)
-    finish(start(data, out, tmp_path / "last.log"))
+    assert finish(start(data, out, tmp_path / "last.log")) == [0]
     assert files(out) == whole
     assert len(asked(tmp_path / "last.log")) == 2 * QUESTIONS - len(before)
     assert not (out / LOCK).exists()
@@ -110,7 +136,7 @@ def test_two_processes_share_the_questions_and_leave_the_files_of_one(
     data: Path, tmp_path: Path, whole: dict[str, str]
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    finish(start(data, out, log, TWO))
+    assert finish(start(data, out, log, count=2)) == [0, 0]
     assert files(out) == whole
     workers = Counter(line.split()[0] for line in log.read_text().splitlines())
     assert sorted(workers.values()) == [QUESTIONS, QUESTIONS]
@@ -118,12 +144,26 @@ def test_two_processes_share_the_questions_and_leave_the_files_of_one(
     assert [row["questions"] for row in load_results(out)] == [QUESTIONS] * 2
 
 
-def test_two_processes_killed_are_taken_up_by_one(data: Path, tmp_path: Path, whole: dict[str, str]) -> None:
+def test_torchrun_starts_two_that_find_each_other(data: Path, tmp_path: Path, whole: dict[str, str]) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    command = [sys.executable, *launch, tiny_evaluation.__file__, str(data), str(out), str(log)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert files(out) == whole
+    assert len({line.split()[0] for line in log.read_text().splitlines()}) == 2
+
+
+@pytest.mark.parametrize("then", [1, 2, 3])
+def test_two_processes_killed_are_taken_up_by_any_number(
+    data: Path, tmp_path: Path, whole: dict[str, str], then: int
+) -> None:
     out = tmp_path / "out"
-    kill_after(start(data, out, tmp_path / "first.log", TWO), out, 4)
+    kill_after(start(data, out, tmp_path / "first.log", count=2), out, 4)
     assert list(out.glob("*.jsonl.process-1"))
     before = answered(out)
-    finish(start(data, out, tmp_path / "second.log"))
+    assert finish(start(data, out, tmp_path / "second.log", count=then)) == [0] * then
     assert files(out) == whole
     assert len(asked(tmp_path / "second.log")) == 2 * QUESTIONS - len(before)
 
@@ -143,10 +183,10 @@ def test_what_the_main_process_refuses_ends_both_with_its_words(data: Path, tmp_
     out = tmp_path / "out"
     out.mkdir()
     (out / FILES[0]).write_text("{}\n")
-    process = start(data, out, tmp_path / "log", TWO)
-    told = process.communicate(timeout=900)[1]
-    assert process.returncode != 0 and f"{out / FILES[0]}: no run.json beside it" in told
-    assert not asked(tmp_path / "log")
+    assert finish(start(data, out, tmp_path / "log", count=2)) == [1, 1]
+    told = [(tmp_path / f"log.{rank}").read_text() for rank in range(2)]
+    assert told[0] == told[1] and told[0].startswith(f"{out / FILES[0]}: no run.json beside it")
+    assert not asked(tmp_path / "log") and not (out / LOCK).exists()
 
 
 def test_a_second_run_into_the_same_folder_is_refused_and_names_the_first(

@@ -92,9 +92,10 @@ def evaluate(
         VideoError: a video of the benchmark that cannot be read; the message names the row that needs it.
     """
     items = load_benchmark(benchmark, data)
-    tell = on_note or (lambda line: None)
     if bad_videos not in ("stop", "skip"):
         raise InputError(f"--bad-videos {bad_videos}: give stop or skip")
+    processes = Processes()
+    tell = on_note if on_note is not None and processes.is_main else lambda line: None
     official = BENCHMARKS[benchmark].questions
     if official not in (None, len(items)):
         tell(f"{benchmark}: {len(items)} questions are here, {official} in the official files; the score is of these")
@@ -102,8 +103,6 @@ def evaluate(
     videos = _by_video(items)[:limit]
     if not encoders or not frames or not videos:
         raise InputError("name at least one encoder, one number of frames and one video")
-    processes = Processes()
-    tell = tell if processes.is_main else lambda line: None
     device = processes.device(device)
     store = None if cache is None else TokenCache(cache, cache_gigabytes)
     total, done = len(videos) * len(encoders) * len(frames), 0
