@@ -16,10 +16,12 @@ from pathlib import Path
 import official
 import pytest
 import tiny_evaluation
+import torch
 
 from liteframe.errors import InputError
 from liteframe.evaluation import runner
 from liteframe.evaluation.lock import LOCK, locked
+from liteframe.evaluation.processes import Processes
 from liteframe.evaluation.results import load_results
 
 FILES = ("predictions-teacher-8.jsonl", "predictions-pooled-8.jsonl")
@@ -223,3 +225,16 @@ def test_a_lock_whose_file_was_removed_while_it_was_waited_for_is_taken_anew(
         assert len(moments) == 2  # the file that was removed locks nobody out
         assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} ")
     assert not (tmp_path / LOCK).exists()
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes()
+    assert (processes.rank, processes.count, processes.is_main) == (0, 1, True)
+    assert processes.device("auto") == "auto"  # alone, it takes what there is
+    processes.count = 6
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for rank, device in ((0, "cuda:0"), (3, "cuda:3"), (5, "cuda:1")):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert (processes.device("auto"), processes.device("cuda")) == (device, device)
+        assert (processes.device("cpu"), processes.device("cuda:2")) == ("cpu", "cuda:2")
