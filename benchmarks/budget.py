@@ -13,9 +13,9 @@ was trained on pooled tokens themselves (`liteframe adapt ... --set encoder=pool
 
     python benchmarks/budget.py [--videos 60] [--frames 256] [--out runs/budget] [--model mini] [--adapted FOLDER]
 
-By the miniature's stage times 60 videos take 20 to 25 minutes on two cores. What was answered is not asked again, so the same command goes on where it
-was interrupted. Writes a report into OUT/equal-tokens and OUT/equal-latency, OUT/bottleneck.png and OUT/budget.json;
-prints the tables of docs/results.md; the last line is the JSON.
+By the miniature's stage times 60 videos take 20 to 25 minutes on two cores. What was answered is not asked again, so
+the same command goes on where it was interrupted. Writes a report into OUT/equal-tokens and OUT/equal-latency,
+OUT/bottleneck.png and OUT/budget.json; prints the tables of docs/results.md; the last line is the JSON.
 """
 
 from __future__ import annotations
