@@ -89,7 +89,7 @@ def test_settings_of_a_task_are_obeyed(lite: LiteFrame) -> None:
 
     assert said(max_new_tokens=16, temperature=0, top_p=1.0, do_sample=False, until=["."]) == (
         "q! of a",
-        {"max_new_tokens": 16, "temperature": 0.0},
+        {"max_new_tokens": 16, "temperature": 0.0, "top_p": 1.0},
     )
     assert said(temperature=0.7, top_p=0.9)[1] == {"max_new_tokens": 32, "temperature": 0.7, "top_p": 0.9}
     assert said(temperature=0.7, do_sample=False, until="!")[0] == "q"

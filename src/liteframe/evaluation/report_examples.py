@@ -39,7 +39,7 @@ def find_examples(rows: Sequence[Row], answers: Sequence[Answers | None], limit:
         ``{"method", "frames", "text", "right"}``, ``question`` is empty where an old run did not keep it; ``span``
         holds ``start`` and ``end`` where the question has them.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
         turns = [_disagreements(rows, answers, i, j) for i, j in _pairs(rows, benchmark)]
         fresh: dict[tuple[str, str], dict[str, Any]] = {}  # a question once, however many methods stumble over it
@@ -61,7 +61,8 @@ def contact_sheet(video: Path, num_frames: int, span: dict[str, float]) -> tuple
     """
     tiles: list[tuple[float, Image.Image]] = []
     step, count = 1, 0
-    for second, picture in iter_frames(video, Sampling(num_frames=num_frames, **span), _ignore):
+    sampling = Sampling(num_frames=num_frames, start=span.get("start"), end=span.get("end"))
+    for second, picture in iter_frames(video, sampling, _ignore):
         if count % step == 0:
             tiles.append((float(second), _tile(picture)))
         if len(tiles) > MAX_TILES:

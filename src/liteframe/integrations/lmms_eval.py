@@ -132,9 +132,9 @@ class LiteFrame(Base):
 
     def _ask(self, video: EncodedVideo, question: str, settings: dict[str, Any]) -> str:
         temperature = float(settings.get("temperature") or 0.0) if settings.get("do_sample", True) else 0.0
-        more = {"top_p": float(settings["top_p"])} if temperature and settings.get("top_p") else {}
+        top_p = float(settings.get("top_p") or 1.0) if temperature else 1.0
         tokens = int(settings.get("max_new_tokens") or _DEFAULT_TOKENS)
-        text = self.model.ask(video, question, max_new_tokens=tokens, temperature=temperature, **more).text
+        text = self.model.ask(video, question, max_new_tokens=tokens, temperature=temperature, top_p=top_p).text
         until = settings.get("until") or []
         for stop in [until] if isinstance(until, str) else until:
             text = text.split(stop)[0] if stop else text
