@@ -398,8 +398,8 @@ def test_evaluate_check_names_what_is_missing(liteframe, tmp_path, clip):
 def test_report_prints_a_row_for_each_setting_and_its_files(liteframe, stub):
     asked = []
 
-    def write_report(folder, out, reference):
-        asked.append((str(folder), out and str(out), reference))
+    def write_report(folder, out, reference, examples):
+        asked.append((str(folder), out and str(out), reference, examples))
         row = {"benchmark": "needles", "method": "a[b]", "frames": 16, "accuracy": 0.5, "ci95": [0.4, 0.6],
                "seconds": 0.25, "speedup": 4.0, "pareto": True}  # fmt: skip
         return {"folder": "x", "rows": [row, {**row, "pareto": False}], "pareto": [], "files": ["x/report [1].html"]}
@@ -409,11 +409,24 @@ def test_report_prints_a_row_for_each_setting_and_its_files(liteframe, stub):
     assert lines[1].split() == ["a[b]", "16", "50.0%", "40%", "to", "60%", "0.250", "s", "4.00x", "*"]
     assert lines[2].split()[-1] == "4.00x"
     assert lines[3] == "x/report [1].html"
-    ran = liteframe("report", "x", "--out", "y", "--reference", "pooled:64", "--json")
+    ran = liteframe("report", "x", "--out", "y", "--reference", "pooled:64", "--examples", "0", "--json")
     assert ran.out.count("\n") == 1
     assert set(json.loads(ran.out)) == {"folder", "rows", "pareto", "files"}
     assert "x/report [1].html" in ran.err
-    assert asked == [("x", None, None), ("x", "y", "pooled:64")]
+    assert asked == [("x", None, None, 8), ("x", "y", "pooled:64", 0)]
+
+
+def test_of_several_processes_one_tells_what_was_found(liteframe, stub, monkeypatch):
+    row = {"encoder": "teacher", "frames": 8, "visual_tokens": 8, "questions": 4, "unparsed": 0, "accuracy": 0.5,
+           "ci95": [0.2, 0.8], "seconds_per_video": {"encode": 1.0}}  # fmt: skip
+    stub("evaluation.runner", evaluate=lambda *_, **__: {"benchmark": "needles", "model": "mini", "results": [row]})
+    launched = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        ran = liteframe("evaluate", "needles", "--data", "x", "--frames", "8", "--json")
+        assert (ran.status, ran.out.count("\n")) == (0, lines)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def report(command: Callable[[], dict[str, Any] | None], as_json: bool) -> None:
                 result = command()
         except IncompleteError as error:
             result, status = error.result, 1
-        if as_json:
+        if as_json and result is not None:
             print(json.dumps(result))
         sys.stdout.flush()  # a closed pipe shows here, and not while Python shuts down
     if status:

@@ -28,10 +28,10 @@ def test_every_layout_is_read_whole(name: str, tmp_path: Path) -> None:
 
 
 def test_every_benchmark_has_a_layout_here_and_stands_in_the_help() -> None:
-    from liteframe import cli
+    from liteframe import cli_evaluation
 
     assert set(BENCHMARKS) == {"needles", *official.LAYOUTS}
-    words = cli.evaluate.__doc__ or cli.evaluate.__wrapped__.__doc__
+    words = cli_evaluation.evaluate.__doc__ or cli_evaluation.evaluate.__wrapped__.__doc__
     assert all(name in words.replace(",", " ").replace(".", " ").split() for name in BENCHMARKS)
 
 

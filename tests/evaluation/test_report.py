@@ -17,14 +17,18 @@ import pytest
 from PIL import Image
 
 from liteframe.errors import InputError
-from liteframe.evaluation import report_pictures
+from liteframe.evaluation import report_bars, report_pictures
 from liteframe.evaluation.report import compare, load_results, pareto, write_report
+from liteframe.evaluation.report_examples import MAX_TILES, TILE_WIDTH, contact_sheet, find_examples
+from liteframe.evaluation.report_figure import DARK, LIGHT
+from liteframe.evaluation.report_page import PICTURES
 from liteframe.evaluation.results import load_predictions, predictions_name
 from liteframe.evaluation.scoring import confidence_interval
 
 VIDEOS, TASKS = 12, ("counting", "ordering")
 ENCODE = {"teacher": 0.05, "runs/ctd/student": 0.004}
 FRAMES = (8, 16, 32)
+DRAWN = ("accuracy-latency.png", "accuracy-frames.png", "accuracy-tokens.png", "tasks.png", "stages.png")
 
 
 def a_share(right: list[bool]) -> dict:
@@ -285,9 +289,7 @@ def test_report_has_every_row_its_speed_and_its_place(written) -> None:
     result, folder = written
     assert json.loads((folder / "report.json").read_text())["rows"] == result["rows"]
     assert (result["folder"], len(result["rows"])) == (str(folder), len(ENCODE) * len(FRAMES))
-    assert result["files"] == [
-        str(folder / name) for name in ("accuracy-latency.png", "accuracy-frames.png", "report.html", "report.json")
-    ]
+    assert result["files"] == [str(folder / name) for name in (*DRAWN, "report.html", "report.json")]
     for row in result["rows"]:
         seconds = (ENCODE[row["encoder"]] + 0.001) * row["frames"]
         assert row["seconds"] == pytest.approx(seconds)
@@ -318,9 +320,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws nothing: for tests of numbers only."""
     from liteframe.evaluation import report_page
 
-    for module in (report_pictures, report_page):
-        for name in ("draw_latency", "draw_frames"):
-            monkeypatch.setattr(module, name, lambda *_: b"")
+    monkeypatch.setattr(report_page, "PICTURES", {name: lambda *_: b"" for name in report_page.PICTURES})
 
 
 def test_reference_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,7 +461,7 @@ def test_page_needs_nothing_else_and_can_be_heard(written) -> None:
         if tag == "th":
             assert attributes["scope"] in ("row", "col")
     alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
-    assert len(alts) == 2 and len(page.tables) == tags["caption"] == 3
+    assert len(alts) == len(DRAWN) and len(page.tables) == tags["caption"] == 3
     for point in written[0]["pareto"]:
         assert f"{point['method']} at {point['frames']} frames" in alts[0]
     assert "prefers-color-scheme: dark" in html and "@media print" in html
@@ -481,19 +481,19 @@ def test_names_cannot_write_into_the_page(tmp_path: Path, monkeypatch: pytest.Mo
 # --- the pictures -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["accuracy-latency.png", "accuracy-frames.png"])
+@pytest.mark.parametrize("name", DRAWN)
 def test_pictures_open_and_show_every_method(written, name: str) -> None:
     with Image.open(written[1] / name) as picture:
-        assert picture.format == "PNG" and picture.width >= 1000 and picture.height >= 500
+        assert picture.format == "PNG" and picture.width >= 1000 and picture.height >= 350
         colours = {tuple(c) for c in np.asarray(picture.convert("RGB")).reshape(-1, 3)[::3]}
-    hexes = report_pictures.LIGHT.methods
+    hexes = LIGHT.methods
     drawn_in = [tuple(bytes.fromhex(code[1:])) in colours for code in hexes]
     assert drawn_in == [i < len(ENCODE) for i in range(len(hexes))]  # both methods, and no third
 
 
 def test_labels_of_frames_miss_each_other_and_the_markers(written, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {}
-    monkeypatch.setattr(report_pictures, "_content", lambda figure, kind: shown.setdefault("figure", figure) and b"")
+    monkeypatch.setattr(report_pictures, "content_of", lambda figure, kind: shown.setdefault("figure", figure) and b"")
     rows = written[0]["rows"]
     report_pictures.draw_latency(rows, "png")
     (axes,) = shown["figure"].axes
@@ -509,7 +509,7 @@ def test_labels_of_frames_miss_each_other_and_the_markers(written, monkeypatch: 
 
 def test_frames_have_a_panel_for_each_task_and_the_rows_values(written, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {}
-    monkeypatch.setattr(report_pictures, "_content", lambda figure, kind: shown.setdefault("figure", figure) and b"")
+    monkeypatch.setattr(report_pictures, "content_of", lambda figure, kind: shown.setdefault("figure", figure) and b"")
     rows = written[0]["rows"]
     report_pictures.draw_frames(rows, "png")
     panels = shown["figure"].axes
@@ -527,16 +527,17 @@ def test_frames_have_a_panel_for_each_task_and_the_rows_values(written, monkeypa
 
 def test_the_same_results_make_the_same_bytes(written) -> None:
     rows = written[0]["rows"]
-    svg = report_pictures.draw_frames(rows, "svg", report_pictures.DARK)
-    assert svg == report_pictures.draw_frames(rows, "svg", report_pictures.DARK)
-    assert svg.lstrip().startswith(b"<?xml") and report_pictures.DARK.paper.encode() in svg
+    for draw in PICTURES.values():
+        svg = draw(rows, "svg", DARK)
+        assert svg == draw(rows, "svg", DARK)
+        assert svg.lstrip().startswith(b"<?xml") and DARK.paper.encode() in svg
 
 
 def test_one_point_and_many_methods_can_be_drawn(tmp_path: Path) -> None:
     evaluation(tmp_path / "one", encoders=("teacher",), frames=(8,))
     evaluation(tmp_path / "many", encoders=tuple(f"$_{i}" for i in range(9)), frames=(1, 2), benchmark="others")
     rows = [{**row, "pareto": True} for row in load_results(tmp_path)]
-    for draw in (report_pictures.draw_latency, report_pictures.draw_frames):
+    for draw in PICTURES.values():
         with Image.open(io.BytesIO(draw(rows, "png"))) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
 
@@ -546,7 +547,7 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     evaluation(tmp_path / "in")
     write_report(tmp_path / "in", tmp_path / "a" / "b")
     before = {path.name: path.read_bytes() for path in (tmp_path / "a" / "b").iterdir()}
-    assert sorted(before) == ["accuracy-frames.png", "accuracy-latency.png", "report.html", "report.json"]
+    assert sorted(before) == sorted([*DRAWN, "report.html", "report.json"])
 
     def fails(*_):
         raise OSError("full")
@@ -556,3 +557,178 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="full"):
         write_report(tmp_path / "in", tmp_path / "a" / "b")
     assert {name: (tmp_path / "a" / "b" / name).read_bytes() for name in before} == before
+
+
+def axes_of(draw, rows, monkeypatch: pytest.MonkeyPatch, module):
+    shown = {}
+    monkeypatch.setattr(module, "content_of", lambda figure, kind: shown.setdefault("figure", figure) and b"")
+    draw(rows, "png")
+    return shown["figure"].axes
+
+
+def test_tokens_are_where_they_belong(written, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = written[0]["rows"]
+    (axes,) = axes_of(report_pictures.draw_tokens, rows, monkeypatch, report_pictures)
+    assert axes.get_xscale() == "log" and len(axes.containers) == 2
+    for container, method in zip(axes.containers, ("teacher", "student"), strict=True):
+        mine = [row for row in rows if row["method"] == method]
+        xs, ys = container.lines[0].get_data()
+        assert list(xs) == pytest.approx([row["visual_tokens"] for row in mine], rel=0.03)  # a little aside
+        assert list(ys) == [row["accuracy"] for row in mine]
+
+
+def test_bars_of_tasks_are_each_methods_most_frames(written, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = written[0]["rows"]
+    (axes,) = axes_of(report_bars.draw_tasks, rows, monkeypatch, report_bars)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["all questions", *TASKS]
+    bars = [container for container in axes.containers if hasattr(container, "patches")]
+    assert [bar.get_label() for bar in bars] == ["teacher, 32 frames", "student, 32 frames"]
+    places = set()
+    for bar, method in zip(bars, ("teacher", "student"), strict=True):
+        (row,) = (row for row in rows if (row["method"], row["frames"]) == (method, 32))
+        shares = [row, *(row["by_group"][task] for task in TASKS)]
+        assert [patch.get_width() for patch in bar.patches] == [share["accuracy"] for share in shares]
+        # Each within half a step of its task, and none on another.
+        middles = [patch.get_y() + patch.get_height() / 2 for patch in bar.patches]
+        assert [round(middle) for middle in middles] == [0, 1, 2]
+        places |= {round(middle, 6) for middle in middles}
+    assert len(places) == 6
+
+
+def test_stages_are_stacked_and_the_encoders_share_is_told(written, monkeypatch: pytest.MonkeyPatch) -> None:
+    (axes,) = axes_of(report_bars.draw_stages, written[0]["rows"], monkeypatch, report_bars)
+    encode, prefill = (container.patches for container in axes.containers)
+    seconds = [(ENCODE["teacher"] * 32, 0.032), (ENCODE["runs/ctd/student"] * 32, 0.032)]
+    for bars, stage in ((encode, 0), (prefill, 1)):
+        assert [bar.get_width() for bar in bars] == pytest.approx([parts[stage] for parts in seconds])
+    assert [bar.get_x() for bar in prefill] == pytest.approx([parts[0] for parts in seconds])
+    assert [text.get_text() for text in axes.texts] == ["1.63 s, 98% encoder", "0.16 s, 80% encoder"]
+
+
+# --- macro scores, machines, what was skipped -------------------------------------------------------------------------
+
+
+def changed(folder: Path, **changes) -> None:
+    """Every row of the results with more in it; a callable is asked for the value, by the row's place."""
+    path = folder / "results.json"
+    content = json.loads(path.read_text())
+    for place, row in enumerate(content["results"]):
+        row.update({key: value(place) if callable(value) else value for key, value in changes.items()})
+    path.write_text(json.dumps(content))
+
+
+def test_a_macro_score_stands_beside_the_micro_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet(monkeypatch)
+    evaluation(tmp_path, frames=(8,))
+    changed(tmp_path, score=lambda place: {"kind": "macro", "accuracy": 0.25 + place / 8, "ci95": [0.125, 0.5]})
+    write_report(tmp_path)
+    (settings, *_) = Page((tmp_path / "report.html").read_text()).tables
+    assert settings[0][5:7] == ["Accuracy", "Macro"]
+    assert [row[6] for row in settings[1:]] == ["25.0% 12.5 to 50.0%", "37.5% 12.5 to 50.0%"]
+
+
+def test_machines_are_named_and_several_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet(monkeypatch)
+    evaluation(tmp_path, frames=(8,))
+    changed(tmp_path, machines=["Abacus 9, 2 threads"])
+    write_report(tmp_path)
+    assert "Measured on Abacus 9, 2 threads." in Page((tmp_path / "report.html").read_text()).text
+    assert json.loads((tmp_path / "report.json").read_text())["notes"] == []
+    changed(tmp_path, machines=lambda place: [f"Abacus {place}"])
+    write_report(tmp_path)
+    (note,) = json.loads((tmp_path / "report.json").read_text())["notes"]
+    assert "not every" not in note and "on the same machine: compare no seconds" in note
+
+
+def test_skipped_questions_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet(monkeypatch)
+    evaluation(tmp_path, encoders=("teacher",), frames=(8,))
+    changed(tmp_path, skipped={"videos": 2, "questions": 5, "which": []})
+    write_report(tmp_path)
+    (note,) = json.loads((tmp_path / "report.json").read_text())["notes"]
+    assert note.startswith("teacher at 8 frames, needles: 5 questions of 2 videos that could not be read were skipped")
+
+
+# --- where two methods disagree ---------------------------------------------------------------------------------------
+
+
+def said(rights: list[bool], text: str) -> dict:
+    return {
+        (f"{place}.mp4", "q"): {"video": f"/v/{place}.mp4", "id": "q", "answer": "red", "right": right, "text": text,
+                                "question": "Which?", "group": "colours", "start": 1.5}
+        for place, right in enumerate(rights)
+    }  # fmt: skip
+
+
+def test_examples_are_disagreements_and_take_turns() -> None:
+    def row(method: str, frames: int, reference: bool = False) -> dict:
+        return {"benchmark": "b", "method": method, "frames": frames, "reference": reference}
+
+    rows = [row("t", 8), row("t", 16, reference=True), row("p", 8), row("p", 64), row("r", 32)]
+    both = [True, False, True, False] * 4
+    answers = [
+        said(both, "t8"), said([False] * 16, "t16"), said([True, True, False, False] * 4, "p8"), None,
+        said([True] * 2 + [False] * 14, "r32"),
+    ]  # fmt: skip
+    found = find_examples(rows, answers, 100)
+    pairs = {(e["a"]["method"], e["a"]["frames"], e["b"]["method"], e["b"]["frames"]) for e in found}
+    # p meets t at the 8 frames that both have; r has none in common, and meets the reference.
+    assert pairs == {("p", 8, "t", 8), ("r", 32, "t", 16)}
+    # Of r also the second, which is there already: a question is shown once.
+    expected = {(1, "p"), (2, "p"), (5, "p"), (6, "p"), (9, "p"), (10, "p"), (13, "p"), (14, "p"), (0, "r")}
+    assert {(int(Path(e["video"]).stem), e["a"]["method"]) for e in found} == expected and len(found) == 9
+    few = find_examples(rows, answers, 5)
+    assert few == found[:5] and [e["a"]["method"] for e in few] == ["p", "r", "p", "p", "p"]
+    assert [e["a"]["right"] for e in few if e["a"]["method"] == "p"] == [True, False, True, False]
+    first = few[0]
+    assert (first["truth"], first["question"], first["group"], first["span"]) == (
+        "red",
+        "Which?",
+        "colours",
+        {"start": 1.5},
+    )
+    assert (first["a"]["text"], first["b"]["text"]) == ("p8", "t8") and first["a"]["right"] != first["b"]["right"]
+    assert find_examples(rows, answers, 0) == []
+
+
+def test_a_contact_sheet_shows_the_frames_in_order(clip: Path) -> None:
+    """In frame i of the clip a bar of 8 pixels begins at 6 i of 128."""
+    content, seconds, count = contact_sheet(clip, 5, {})
+    assert seconds == pytest.approx([0.2, 0.6, 1.0, 1.4, 1.8])  # middles of fifths of two seconds
+    with Image.open(io.BytesIO(content)) as sheet:
+        pixels = np.asarray(sheet.convert("L")).astype(float)
+    assert count == 5 and pixels.shape == (72, 5 * (TILE_WIDTH + 2) - 2)
+    for place, second in enumerate(seconds):
+        tile = pixels[:, place * (TILE_WIDTH + 2) :][:, :TILE_WIDTH].mean(0)
+        assert np.argmax(tile) == pytest.approx((6 * round(10 * second) + 4) * TILE_WIDTH / 128, abs=3)
+
+
+def test_a_contact_sheet_of_many_frames_shows_some_of_them_and_only_of_the_span(clip: Path, monkeypatch) -> None:
+    content, seconds, count = contact_sheet(clip, 20, {"start": 1.0})
+    assert len(seconds) == count == 10 and min(seconds) >= 1.0  # the file has no more
+    monkeypatch.setattr("liteframe.evaluation.report_examples.MAX_TILES", 6)
+    content, seconds, count = contact_sheet(clip, 20, {})
+    assert seconds == pytest.approx([0.0, 0.4, 0.8, 1.2, 1.6]) and count == 20 and MAX_TILES > 6
+    with Image.open(io.BytesIO(content)) as sheet:
+        assert sheet.width == 5 * (TILE_WIDTH + 2) - 2
+
+
+def test_examples_are_on_the_page_with_their_frames(clip: Path, tmp_path: Path, monkeypatch) -> None:
+    quiet(monkeypatch)
+    evaluation(tmp_path, frames=(8,))
+    for path in tmp_path.glob("predictions-*.jsonl"):
+        path.write_text(path.read_text().replace("data/0.mp4", str(clip)).replace('"text": "red"', '"text": "<b>red"'))
+    write_report(tmp_path, examples=3)
+    report = json.loads((tmp_path / "report.json").read_text())
+    page = Page((tmp_path / "report.html").read_text())
+    assert len(report["examples"]) == 3 == Counter(tag for tag, _ in page.tags)["article"]
+    assert page.text.count("<b>red") == 6  # both answers, as they were
+    for example in report["examples"]:
+        assert example["a"]["right"] != example["b"]["right"] and example["truth"] == "red"
+        if example["video"] == str(clip):
+            assert (example["shown"], example["of"]) == (8, 8)
+        else:
+            assert "no such file" in example["fault"] and example["fault"] in page.text
+    shown = sum(example["shown"] > 0 for example in report["examples"])
+    sheets = [a for tag, a in page.tags if tag == "img" and a["src"].startswith("data:image/jpeg;base64,")]
+    assert len(sheets) == shown

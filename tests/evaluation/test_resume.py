@@ -125,6 +125,7 @@ def test_the_models_own_words_are_kept(folder: Path) -> None:
     ask(folder, "out")
     record = json.loads((folder / "out" / ANSWERS).read_text().splitlines()[0])
     assert record["text"] == "B.\n" and record["group"] == "plotQA"
+    assert record["question"] == Model.asked[0][1] and "threads" in record["machine"]
     assert (record["right"], record["parsed"]) == (False, True)
     assert record["timings"] == {"decode": 2.0, "preprocess": 1.0, "encode": 4.0, "prefill": 0.5, "generate": 0.25}
     assert len(load_predictions(folder / "out" / ANSWERS)) == 10

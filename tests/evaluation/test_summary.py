@@ -98,3 +98,13 @@ def test_interval_of_the_mean_covers_it() -> None:
 def test_interval_is_not_empty_where_all_is_right() -> None:
     mean, (low, high) = mean_of_shares([(5, 5), (3, 3)])
     assert mean == 1.0 == high and low < 0.9
+
+
+def test_machines_are_those_that_the_seconds_were_taken_on() -> None:
+    mine = answered({"a": [True, False, True, True]})
+    for (_, record), machine in zip(mine, ("two", "one", "two", "three"), strict=True):
+        record["machine"] = machine
+    mine[3][1]["cached"] = True  # decoded elsewhere, at another time
+    row = summarize("teacher", 8, Benchmark(lambda folder: []), mine, [])
+    assert row["machines"] == ["one", "two"]
+    assert summarize("teacher", 8, Benchmark(lambda folder: []), answered(RIGHTS), [])["machines"] == []

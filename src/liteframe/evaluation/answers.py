@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from liteframe.errors import CheckpointError, InputError
 from liteframe.evaluation.benchmarks import Item
+from liteframe.evaluation.processes import Processes
 from liteframe.evaluation.results import RESULTS, predictions_name
 from liteframe.files import content_digest, write_whole
 from liteframe.result_lines import ResultLines
 
 RUN = "run.json"
+_PART = ".process-"
 Key = tuple[str, str]
 Record = dict[str, Any]
 _REMEDY = "ask for the same, name another --out, or begin anew with --no-resume"
@@ -58,12 +60,17 @@ def fingerprint(model: str) -> str | None:
 class AnswerFolder:
     """The folder ``--out`` of an evaluation.
 
+    The main process writes all files but one: every other process keeps its answers beside the main one's, in a part
+    ``predictions-ENCODER-FRAMES.jsonl.process-RANK``, until all have finished. Parts that a killed run has left are
+    taken up.
+
     Args:
         folder: made if it is not there.
         settings: all that the answers depend on but encoder and frames, which are in the files' names.
         encoders: of each encoder of this run a fingerprint, or None of a mere name.
         frames: the numbers of frames of this run.
         resume: go on with the answers that are there; else those of these encoders and frames are replaced.
+        processes: all that take part; None of a run alone.
 
     Raises:
         InputError: answers in the folder were made with other settings (the first one that differs is named), or cannot
@@ -77,15 +84,22 @@ class AnswerFolder:
         encoders: dict[str, str | None],
         frames: Sequence[int],
         resume: bool = False,
+        processes: Processes | None = None,
     ) -> None:
         self.folder = folder
         self._resume = resume
-        path = folder / RUN
+        self._processes = processes or Processes()
         now = {
             predictions_name(encoder, count): {**settings, "encoder_weights": weights}
             for encoder, weights in encoders.items()
             for count in frames
         }
+        self._processes.from_main(lambda: self._prepare(settings, now))
+
+    def _prepare(self, settings: dict[str, Any], now: dict[str, dict[str, Any]]) -> None:
+        """Check what is there against the settings of `now`, by file of answers, and write them down."""
+        folder, resume = self.folder, self._resume
+        path = folder / RUN
         before = _read_run(path, must_be_sound=resume) if path.exists() else {}
         if resume:
             # All of them, since results.json puts all of them into one table.
@@ -96,23 +110,56 @@ class AnswerFolder:
         else:
             (folder / RESULTS).unlink(missing_ok=True)
             for name in now:
-                (folder / name).unlink(missing_ok=True)
+                for file in (folder / name, *_parts(folder / name)):
+                    file.unlink(missing_ok=True)
         if {**before, **now} != before:
             write_whole(path, json.dumps({**before, **now}, indent=1) + "\n")
 
+    def answered(self, encoder: str, frames: int) -> list[Record]:
+        """The answers of one encoder and number of frames that are there, the same on every process.
+
+        Raises:
+            InputError: a line that is no JSON object.
+        """
+        return self._processes.from_main(lambda: self._join(self.folder / predictions_name(encoder, frames)))
+
+    def _join(self, path: Path) -> list[Record]:
+        """Take the parts of a run that was killed into the file itself."""
+        records: list[Record] = []
+        parts = list(_parts(path))
+        for file in (path, *parts):
+            if file.exists():
+                # A run that was killed just before it removed a part has left its lines twice.
+                known = set(map(json.dumps, records))
+                with ResultLines(file, resume=True) as lines:
+                    records += [record for record in lines.records if json.dumps(record) not in known]
+        if parts:
+            write_whole(path, _text(records))
+            for part in parts:
+                part.unlink()
+        return records
+
     def lines(self, encoder: str, frames: int) -> ResultLines:
-        """The file of answers of one encoder and number of frames, to be used in a ``with`` block."""
-        return ResultLines(self.folder / predictions_name(encoder, frames), resume=True)
+        """The file that this process adds its answers to, to be used in a ``with`` block."""
+        name = predictions_name(encoder, frames)
+        rank = self._processes.rank
+        return ResultLines(self.folder / (f"{name}{_PART}{rank}" if rank else name), resume=True)
 
     def finish(self, encoder: str, frames: int, records: list[Record]) -> None:
-        """Put the lines into their order, which a run that skipped videos and read them later has not kept."""
+        """Put all answers into one file in their order, which neither several processes nor a resumed run keep."""
+        if not self._processes.is_main:
+            return
         path = self.folder / predictions_name(encoder, frames)
-        lines = "".join(json.dumps(record) + "\n" for record in records).encode()
-        if path.read_bytes() != lines:
-            write_whole(path, lines.decode())
+        text = _text(records)
+        if path.read_bytes() != text.encode():
+            write_whole(path, text)
+        for part in list(_parts(path)):
+            part.unlink()
 
     def write_results(self, report: dict[str, Any]) -> None:
         """``results.json``: the rows of `report`, and those of earlier runs with other encoders and frames."""
+        if not self._processes.is_main:
+            return
         path = self.folder / RESULTS
         fresh = {(row["encoder"], row["frames"]) for row in report["results"]}
         old = _rows(path) if self._resume and path.exists() else []
@@ -120,16 +167,16 @@ class AnswerFolder:
         write_whole(path, json.dumps({**report, "results": kept + report["results"]}, indent=1) + "\n")
 
 
-def answers_to(items: Sequence[Item], lines: ResultLines) -> dict[Key, Record]:
-    """What `lines` holds already, by question.
+def answers_to(items: Sequence[Item], records: Sequence[Record], path: Path) -> dict[Key, Record]:
+    """The `records` of the file `path`, by question.
 
     Raises:
         InputError: a line that is no answer, answers no question of these, or one that was answered before.
     """
     asked = {key_of(item) for item in items}
     found: dict[Key, Record] = {}
-    for number, record in enumerate(lines.records, 1):
-        place = f"{lines.path}: answer {number}"
+    for number, record in enumerate(records, 1):
+        place = f"{path}: answer {number}"
         timings, tokens = record.get("timings"), record.get("visual_tokens")
         key = (str(record.get("video")), str(record.get("id")))
         if not (
@@ -151,6 +198,16 @@ def answers_to(items: Sequence[Item], lines: ResultLines) -> dict[Key, Record]:
 def key_of(item: Item) -> Key:
     """What tells a question from every other one of its benchmark."""
     return (str(item.video), item.identifier)
+
+
+def _parts(path: Path) -> Iterator[Path]:
+    """What other processes than the main one have left beside the file of answers `path`."""
+    if path.parent.is_dir():
+        yield from sorted(file for file in path.parent.iterdir() if file.name.startswith(f"{path.name}{_PART}"))
+
+
+def _text(records: Sequence[Record]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def _compare(path: Path, before: dict[str, Any], now: dict[str, Any], is_asked: bool) -> None:

@@ -11,13 +11,21 @@ from typing import Any
 import numpy as np
 
 from liteframe.errors import InputError
-from liteframe.evaluation.results import Predictions, load_predictions, load_results, predictions_name
+from liteframe.evaluation.results import (
+    Answers,
+    Predictions,
+    load_answers,
+    load_results,
+    predictions_name,
+    predictions_of,
+)
 from liteframe.files import write_whole
 
 __all__ = ["compare", "load_results", "pareto", "write_report"]
 
 RESAMPLES = 10_000
 REFERENCE = ("teacher", 32)
+EXAMPLES = 8
 Row = dict[str, Any]
 
 
@@ -94,29 +102,33 @@ def _bootstrap(by_video: np.ndarray, seed: int, resamples: int) -> list[float]:
     return [float(low), float(high)]
 
 
-def write_report(folder: str | Path, out: str | Path | None = None, reference: str | None = None) -> dict[str, Any]:
-    """Put together every evaluation in `folder` and below: two pictures, a page and the numbers.
+def write_report(
+    folder: str | Path, out: str | Path | None = None, reference: str | None = None, examples: int = EXAMPLES
+) -> dict[str, Any]:
+    """Put together every evaluation in `folder` and below: pictures, a page and the numbers.
 
     Args:
         folder: the ``out`` of one evaluation, or a folder above several; see `load_results`.
-        out: folder for ``accuracy-latency.png``, ``accuracy-frames.png``, ``report.html`` (one file that needs nothing
-            else) and ``report.json``; `folder` by default.
+        out: folder for the pictures of `report_page.PICTURES`, ``report.html`` (one file that needs nothing else) and
+            ``report.json``; `folder` by default.
         reference: ``ENCODER:FRAMES`` or ``METHOD:FRAMES``, what the others' speed and accuracy are compared with in
             each benchmark; by default the teacher at 32 frames (the slowest model's), or else the slowest.
+        examples: most questions of each benchmark that are shown because two methods disagree on them; see
+            `report_examples`. Their videos are read once more, for the pictures of what was shown.
 
     Returns:
         ``{"folder": out, "rows", "pareto", "files"}``. A row is as `load_results` gives it, and ``speedup`` (the
         reference's encode + prefill over its own), ``reference`` (whether it is that) and ``pareto`` (whether it is on
         the frontier of its benchmark). ``pareto`` lists ``{"benchmark", "method", "frames", "seconds", "accuracy"}``,
         from the quickest to the most accurate. The file ``report.json`` has the same rows and Pareto points, the paired
-        ``comparisons`` (see `compare`) and ``notes``, in words, on what cannot be compared.
+        ``comparisons`` (see `compare`), the ``examples`` and ``notes``, in words, on what cannot be compared.
 
     Raises:
         InputError: see `load_results`; a reference that is not among the rows, or is more than one of them.
         OSError: a file that cannot be read or written.
     """
-    from liteframe.evaluation.report_page import page
-    from liteframe.evaluation.report_pictures import draw_frames, draw_latency
+    from liteframe.evaluation.report_examples import add_sheets, find_examples
+    from liteframe.evaluation.report_page import PICTURES, page
 
     folder = Path(folder)
     out = folder if out is None else Path(out)
@@ -129,17 +141,27 @@ def write_report(folder: str | Path, out: str | Path | None = None, reference: s
         for index in pareto([(row["seconds"], row["accuracy"]) for row in mine]):
             mine[index]["pareto"] = True
             frontier.append({key: mine[index][key] for key in ("benchmark", "method", "frames", "seconds", "accuracy")})
-    comparisons, notes = _comparisons(folder, rows)
-    report = {"rows": rows, "pareto": frontier, "comparisons": comparisons, "notes": notes}
-    files: dict[str, str | bytes] = {
-        "accuracy-latency.png": draw_latency(rows, "png"),
-        "accuracy-frames.png": draw_frames(rows, "png"),
-        "report.html": page(report, RESAMPLES),
-        "report.json": json.dumps(report, indent=1) + "\n",
+    answers = [_answers(folder, row) for row in rows]
+    comparisons, notes = _comparisons(rows, answers)
+    shown = list(add_sheets(find_examples(rows, answers, examples)))
+    report = {
+        "rows": rows,
+        "pareto": frontier,
+        "comparisons": comparisons,
+        "examples": [example for example, _ in shown],
+        "notes": notes,
     }
+    files: dict[str, str | bytes] = {f"{name}.png": draw(rows, "png") for name, draw in PICTURES.items()}
+    files["report.html"] = page(report, RESAMPLES, [sheet for _, sheet in shown])
+    files["report.json"] = json.dumps(report, indent=1) + "\n"
     for name, content in files.items():
         write_whole(out / name, content)
     return {"folder": str(out), "rows": rows, "pareto": frontier, "files": [str(out / name) for name in files]}
+
+
+def _answers(folder: Path, row: Row) -> Answers | None:
+    path = folder / row["folder"] / predictions_name(row["encoder"], row["frames"])
+    return load_answers(path) if path.is_file() else None
 
 
 def _by_benchmark(rows: list[Row]) -> dict[str, list[Row]]:
@@ -165,16 +187,13 @@ def _reference(rows: list[Row], wanted: str | None, benchmark: str) -> Row:
     return found[0]
 
 
-def _comparisons(folder: Path, rows: list[Row]) -> tuple[list[dict[str, Any]], list[str]]:
+def _comparisons(rows: list[Row], answers: list[Answers | None]) -> tuple[list[dict[str, Any]], list[str]]:
     """Every row against its reference, then every two methods at the same number of frames; and what could not be."""
-    answers = []
-    for row in rows:
-        path = folder / row["folder"] / predictions_name(row["encoder"], row["frames"])
-        answers.append(load_predictions(path) if path.is_file() else None)
     comparisons, notes = [], _uneven(rows)
+    right = [None if found is None else predictions_of(found) for found in answers]
     unlike = 0
     for i, j in _pairs(rows):
-        first, second = answers[i], answers[j]
+        first, second = right[i], right[j]
         if first is None or second is None:
             continue
         compared = compare(first, second)
@@ -217,4 +236,12 @@ def _uneven(rows: list[Row]) -> list[str]:
                 f"Not every result of {benchmark} is of the same number of questions ({', '.join(map(str, counts))}): "
                 "their accuracies are of different questions. The paired comparisons are of the shared ones."
             )
+        for row in mine:
+            if row["skipped"]:
+                notes.append(
+                    f"{row['method']} at {row['frames']} frames, {benchmark}: {row['skipped']['questions']} questions "
+                    f"of {row['skipped']['videos']} videos that could not be read were skipped and are in no share."
+                )
+        if len({machine for row in mine for machine in row["machines"]}) > 1:
+            notes.append(f"Not every result of {benchmark} was measured on the same machine: compare no seconds.")
     return notes

@@ -7,18 +7,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from liteframe.evaluation.report_pictures import DARK, LIGHT, Theme, draw_frames, draw_latency
+from liteframe.evaluation.report_bars import chosen_settings, draw_stages, draw_tasks
+from liteframe.evaluation.report_figure import DARK, LIGHT, Row
+from liteframe.evaluation.report_pictures import draw_frames, draw_latency, draw_tokens
 from liteframe.version import __version__
 
-Row = dict[str, Any]
+PICTURES: dict[str, Callable[..., bytes]] = {
+    "accuracy-latency": draw_latency,
+    "accuracy-frames": draw_frames,
+    "accuracy-tokens": draw_tokens,
+    "tasks": draw_tasks,
+    "stages": draw_stages,
+}
+"""Each draws ``(rows, kind, theme)``; in the order of the page."""
 
 
-def page(report: dict[str, Any], resamples: int) -> str:
+def page(report: dict[str, Any], resamples: int, sheets: Sequence[bytes | None]) -> str:
     """The whole file.
 
     Args:
-        report: ``rows``, ``comparisons`` and ``notes`` as `report.write_report` writes them to ``report.json``.
+        report: ``rows``, ``comparisons``, ``examples`` and ``notes`` as `report.write_report` writes them to
+            ``report.json``.
         resamples: of the bootstrap, for the explanation.
+        sheets: of each example the JPEG of what was shown, or None.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -34,28 +45,31 @@ def page(report: dict[str, Any], resamples: int) -> str:
         number=lambda value: f"{value:g}" if value < 1e6 else f"{value:.0f}",
     )
     rows = report["rows"]
-    sections = [_section(name, report) for name in dict.fromkeys(row["benchmark"] for row in rows)]
+    pictures = [None if sheet is None else _address("jpeg", sheet) for sheet in sheets]
+    examples = [{**example, "sheet": sheet} for example, sheet in zip(report["examples"], pictures, strict=True)]
+    sections = [_section(name, report, examples) for name in dict.fromkeys(row["benchmark"] for row in rows)]
     return environment.get_template("report.html.jinja").render(
         rows=rows,
         sections=sections,
         notes=report["notes"],
         version=__version__,
         resamples=f"{resamples:,}",
-        latency=_pictures(draw_latency, rows),
-        frames=_pictures(draw_frames, rows),
-        latency_alt=_latency_alt(sections),
-        frames_alt=_frames_alt(sections),
+        pictures=[{**_drawn(draw, rows), "alt": _ALTS[name](sections)} for name, draw in PICTURES.items()],
     )
 
 
-def _section(name: str, report: dict[str, Any]) -> dict[str, Any]:
+def _section(name: str, report: dict[str, Any], examples: list[dict[str, Any]]) -> dict[str, Any]:
     rows = [row for row in report["rows"] if row["benchmark"] == name]
     groups = sorted({group for row in rows for group in row["by_group"]})
     frontier = sorted((row for row in rows if row["pareto"]), key=lambda row: (row["seconds"], row["accuracy"]))
     return {
         "name": name,
         "models": list(dict.fromkeys(row["model"] for row in rows)),
+        "machines": sorted({machine for row in rows for machine in row["machines"]}),
         "rows": rows,
+        "chosen": chosen_settings(rows),
+        "is_macro": any(row["score"] and row["score"]["kind"] == "macro" for row in rows),
+        "examples": [example for example in examples if example["benchmark"] == name],
         "stages": list(dict.fromkeys(stage for row in rows for stage in row["seconds_per_video"])),
         "groups": groups if len(groups) > 1 else [],
         "frontier": frontier,
@@ -66,13 +80,14 @@ def _section(name: str, report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pictures(draw: Callable[[Sequence[Row], str, Theme], bytes], rows: Sequence[Row]) -> dict[str, str]:
+def _drawn(draw: Callable[..., bytes], rows: Sequence[Row]) -> dict[str, str]:
     """One picture as the text of an address, once for light and once for dark paper."""
     # As SVG: sharp on paper and at any zoom.
-    return {
-        name: "data:image/svg+xml;base64," + base64.b64encode(draw(rows, "svg", theme)).decode()
-        for name, theme in (("light", LIGHT), ("dark", DARK))
-    }
+    return {name: _address("svg+xml", draw(rows, "svg", theme)) for name, theme in (("light", LIGHT), ("dark", DARK))}
+
+
+def _address(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _latency_alt(sections: list[dict[str, Any]]) -> str:
@@ -97,3 +112,43 @@ def _frames_alt(sections: list[dict[str, Any]]) -> str:
                 ends += f" to {last['accuracy']:.1%} at {last['frames']}"
             parts.append(f"{section['name']}, {method}: {ends}")
     return f"Accuracy against the number of frames, a line for each method. {'; '.join(parts)}."
+
+
+def _tokens_alt(sections: list[dict[str, Any]]) -> str:
+    parts = []
+    for section in sections:
+        for row in section["chosen"]:
+            parts.append(
+                f"{section['name']}, {row['method']}: {row['accuracy']:.1%} with {row['visual_tokens']:g} tokens"
+            )
+    return f"Accuracy against the visual tokens of a video, a line for each method. {'; '.join(parts)}."
+
+
+def _tasks_alt(sections: list[dict[str, Any]]) -> str:
+    parts = []
+    for section in sections:
+        for row in section["chosen"]:
+            groups = ", ".join(f"{name} {group['accuracy']:.1%}" for name, group in sorted(row["by_group"].items()))
+            parts.append(f"{section['name']}, {row['method']} at {row['frames']} frames: {groups}")
+    return f"Accuracy of each task, a bar for each method. {'; '.join(parts)}."
+
+
+def _stages_alt(sections: list[dict[str, Any]]) -> str:
+    parts = []
+    for section in sections:
+        for row in section["chosen"]:
+            encode, prefill = (row["seconds_per_video"][stage] for stage in ("encode", "prefill"))
+            parts.append(
+                f"{section['name']}, {row['method']} at {row['frames']} frames: {encode:.3g} s encode and "
+                f"{prefill:.3g} s prefill"
+            )
+    return f"Where the time goes, a bar for each method. {'; '.join(parts)}."
+
+
+_ALTS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+    "accuracy-latency": _latency_alt,
+    "accuracy-frames": _frames_alt,
+    "accuracy-tokens": _tokens_alt,
+    "tasks": _tasks_alt,
+    "stages": _stages_alt,
+}

@@ -1,40 +1,27 @@
-"""The two pictures of a report: accuracy against latency, and accuracy against frames, overall and by task."""
+"""The curves of a report: accuracy against latency, against visual tokens, and against frames, overall and by task."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-Row = dict[str, Any]
+from liteframe.evaluation.report_figure import (
+    LIGHT,
+    Row,
+    Theme,
+    add_legend,
+    by_method,
+    content_of,
+    legible,
+    look_of,
+    new_figure,
+    title_of,
+    unique,
+)
+
 MAX_COLUMNS = 4
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of one picture. Those of the methods are M. Okabe's and K. Ito's, which all kinds of sight tell apart."""
-
-    paper: str
-    ink: str
-    faint: str
-    frontier: str
-    methods: tuple[str, ...]
-
-
-# Without the yellow, which is too pale for lines. On dark paper the same hues, lighter.
-LIGHT = Theme(
-    "#ffffff", "#1b1f24", "#dfe3e8", "#b9c0c9",
-    ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d"),
-)  # fmt: skip
-DARK = Theme(
-    "#15181d", "#e8eaed", "#2c3138", "#5a636e",
-    ("#4aa8e0", "#f08a4b", "#2fc79b", "#e0a0c6", "#f2bb3f", "#a5d8f5", "#b5b5b5"),
-)  # fmt: skip
-MARKERS = "osD^vPX"
 
 
 def draw_latency(rows: Sequence[Row], kind: str, theme: Theme = LIGHT) -> bytes:
@@ -48,23 +35,23 @@ def draw_latency(rows: Sequence[Row], kind: str, theme: Theme = LIGHT) -> bytes:
     Returns:
         The file's content; the same rows give the same bytes.
     """
-    benchmarks = _unique(rows, "benchmark")
-    with _figure(theme, width=8.6 if len(benchmarks) == 1 else 6.2 * len(benchmarks), height=5.4) as figure:
+    benchmarks = unique(rows, "benchmark")
+    with new_figure(theme, width=8.6 if len(benchmarks) == 1 else 6.2 * len(benchmarks), height=5.4) as figure:
         panels = list(figure.subplots(1, len(benchmarks), squeeze=False)[0])
         for axes, benchmark in zip(panels, benchmarks, strict=True):
             mine = [row for row in rows if row["benchmark"] == benchmark]
             _plot_frontier(axes, mine, theme)
-            for method, points in _by_method(mine):
-                _plot(axes, points, [row["seconds"] for row in points], _look(rows, method, theme))
+            for method, points in by_method(mine):
+                _plot(axes, points, [row["seconds"] for row in points], look_of(rows, method, theme))
             _set_latency_axes(axes, mine)
-            axes.set_title(_title(mine), loc="left")
+            axes.set_title(title_of(mine), loc="left")
         panels[0].set_ylabel("accuracy")
-        _legend(figure, panels, "Accuracy against latency", "frames at each marker, 95 % intervals")
+        add_legend(figure, panels, "Accuracy against latency", "frames at each marker, 95 % intervals")
         figure.canvas.draw()  # sets the places of everything, which the labels have to miss
         for axes, benchmark in zip(panels, benchmarks, strict=True):
             mine = [row for row in rows if row["benchmark"] == benchmark]
-            _label_frames(axes, mine, [_legible(_look(rows, row["method"], theme)["color"], theme) for row in mine])
-        return _content(figure, kind)
+            _label_frames(axes, mine, [legible(look_of(rows, row["method"], theme)["color"], theme) for row in mine])
+        return content_of(figure, kind)
 
 
 def draw_frames(rows: Sequence[Row], kind: str, theme: Theme = LIGHT) -> bytes:
@@ -73,25 +60,57 @@ def draw_frames(rows: Sequence[Row], kind: str, theme: Theme = LIGHT) -> bytes:
     Args and Returns: as of `draw_latency`.
     """
     panels = []  # (benchmark, group or None for all)
-    for benchmark in _unique(rows, "benchmark"):
+    for benchmark in unique(rows, "benchmark"):
         groups = sorted({group for row in rows if row["benchmark"] == benchmark for group in row["by_group"]})
         panels += [(benchmark, group) for group in [None, *(groups if len(groups) > 1 else [])]]
     columns = min(len(panels), MAX_COLUMNS)
     lines = math.ceil(len(panels) / columns)
-    with _figure(theme, width=max(6.4, 3.1 * columns), height=1.2 + (4.2 if columns == 1 else 3.0 * lines)) as figure:
+    with new_figure(
+        theme, width=max(6.4, 3.1 * columns), height=1.2 + (4.2 if columns == 1 else 3.0 * lines)
+    ) as figure:
         grid = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
         for axes, (benchmark, group) in zip(grid, panels, strict=False):
             mine = [row for row in rows if row["benchmark"] == benchmark]
             _plot_panel(axes, rows, mine, group, theme)
-            several = len(_unique(rows, "benchmark")) > 1
+            several = len(unique(rows, "benchmark")) > 1
             name = group or "all questions"
             axes.set_title(f"{benchmark}: {name}" if several else name, loc="left")
         for axes in grid[len(panels) :]:
             axes.remove()
         for axes in grid[: len(panels) : columns]:
             axes.set_ylabel("accuracy")
-        _legend(figure, grid[: len(panels)], "Accuracy against frames", "95 % intervals")
-        return _content(figure, kind)
+        add_legend(figure, grid[: len(panels)], "Accuracy against frames", "95 % intervals")
+        return content_of(figure, kind)
+
+
+def draw_tokens(rows: Sequence[Row], kind: str, theme: Theme = LIGHT) -> bytes:
+    """Accuracy against the visual tokens that the language model is left with: a panel for each benchmark.
+
+    Args and Returns: as of `draw_latency`.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, PercentFormatter
+
+    benchmarks = unique(rows, "benchmark")
+    with new_figure(theme, width=8.6 if len(benchmarks) == 1 else 6.2 * len(benchmarks), height=5.0) as figure:
+        panels = list(figure.subplots(1, len(benchmarks), squeeze=False)[0])
+        for axes, benchmark in zip(panels, benchmarks, strict=True):
+            mine = [row for row in rows if row["benchmark"] == benchmark]
+            # What has no tokens at all has no place on a logarithmic axis.
+            for place, (method, points) in enumerate(by_method(mine)):
+                kept = [row for row in points if row["visual_tokens"]]
+                # A little aside: at one budget the intervals of several methods would lie on each other.
+                aside = 2 ** (0.06 * (place - (len(unique(mine, "method")) - 1) / 2))
+                _plot(axes, kept, [row["visual_tokens"] * aside for row in kept], look_of(rows, method, theme))
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_locator(LogLocator(2, numticks=12))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
+            axes.minorticks_off()
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.set_xlabel("visual tokens a video (median)")
+            axes.set_title(title_of(mine), loc="left")
+        panels[0].set_ylabel("accuracy")
+        add_legend(figure, panels, "Accuracy against tokens", "95 % intervals")
+        return content_of(figure, kind)
 
 
 # --- what is in a panel -----------------------------------------------------------------------------------------------
@@ -118,13 +137,13 @@ def _plot_frontier(axes: Any, rows: Sequence[Row], theme: Theme) -> None:
 def _plot_panel(axes: Any, rows: Sequence[Row], mine: Sequence[Row], group: str | None, theme: Theme) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    methods = _unique(mine, "method")
-    for place, (method, points) in enumerate(_by_method(mine)):
+    methods = unique(mine, "method")
+    for place, (method, points) in enumerate(by_method(mine)):
         kept = [row for row in points if group is None or group in row["by_group"]]
         shares = [row if group is None else row["by_group"][group] for row in kept]
         # A little aside, so that the intervals of several methods at one number of frames can be seen.
         aside = 2 ** (0.09 * (place - (len(methods) - 1) / 2))
-        _plot(axes, shares, [row["frames"] * aside for row in kept], _look(rows, method, theme))
+        _plot(axes, shares, [row["frames"] * aside for row in kept], look_of(rows, method, theme))
     counts = sorted({row["frames"] for row in mine})
     axes.set_xscale("log", base=2)
     axes.set_xlim(counts[0] / 1.45, counts[-1] * 1.45)
@@ -192,7 +211,7 @@ def _lines(axes: Any, rows: Sequence[Row]) -> Iterator[list[tuple[float, float]]
     steps = sorted((row["seconds"], row["accuracy"]) for row in rows if row["pareto"])
     for (x0, y0), (x1, y1) in pairwise(steps):
         ends += [((x0, y0), (x1, y0)), ((x1, y0), (x1, y1))]
-    for _, points in _by_method(rows):
+    for _, points in by_method(rows):
         known = [(row["seconds"], row["accuracy"]) for row in points]
         ends += list(pairwise(known))
     for start, end in ends:
@@ -207,86 +226,3 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 def _within(box: tuple[float, float, float, float], place: Sequence[float], margin: float) -> bool:
     return box[0] - margin < place[0] < box[2] + margin and box[1] - margin < place[1] < box[3] + margin
-
-
-# --- what all panels share --------------------------------------------------------------------------------------------
-
-
-def _unique(rows: Sequence[Row], key: str) -> list[str]:
-    return list(dict.fromkeys(row[key] for row in rows))
-
-
-def _by_method(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    for method in _unique(rows, "method"):
-        yield method, sorted((row for row in rows if row["method"] == method), key=lambda row: row["frames"])
-
-
-def _look(rows: Sequence[Row], method: str, theme: Theme) -> dict[str, Any]:
-    """A method's line in both pictures: its colour, and a marker besides, for those who see or print no colours."""
-    place = _unique(rows, "method").index(method)
-    dashes = ("-", "--", ":")[place // len(theme.methods) % 3]
-    colour, marker = theme.methods[place % len(theme.methods)], MARKERS[place % len(MARKERS)]
-    return {
-        "color": colour, "marker": marker, "linestyle": dashes, "label": method, "zorder": 3, "linewidth": 1.8,
-        "markersize": 6.5, "elinewidth": 1.1, "capsize": 2.5, "markeredgecolor": theme.paper, "markeredgewidth": 0.8,
-    }  # fmt: skip
-
-
-def _legible(colour: str, theme: Theme) -> tuple[float, ...]:
-    """A line's colour, nearer to that of text: small letters in the pale ones could not be read."""
-    from matplotlib.colors import to_rgb
-
-    return tuple(0.6 * mine + 0.4 * ink for mine, ink in zip(to_rgb(colour), to_rgb(theme.ink), strict=True))
-
-
-def _title(rows: Sequence[Row]) -> str:
-    models = _unique(rows, "model")
-    return f"{rows[0]['benchmark']}, {models[0]}" if len(models) == 1 else rows[0]["benchmark"]
-
-
-def _legend(figure: Any, panels: Sequence[Any], title: str, subtitle: str) -> None:
-    entries: dict[str, Any] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    if "Pareto frontier" in entries:
-        entries["Pareto frontier"] = entries.pop("Pareto frontier")  # last
-    # As many columns as fit side by side: about 0.09 inches a letter, and 0.75 for a line and its margin.
-    widths = [0.09 * len(label) + 0.75 for label in entries]
-    fitting = [n for n in range(1, len(widths) + 1) if _legend_width(widths, n) < figure.get_figwidth() - 0.3]
-    columns = max(fitting, default=1)
-    figure.suptitle(f"{title}   ({subtitle})", x=0.012, ha="left", fontsize=12, fontweight="bold")
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
-
-
-def _legend_width(widths: Sequence[float], columns: int) -> float:
-    lines = math.ceil(len(widths) / columns)  # filled column by column
-    return sum(max(widths[start : start + lines]) for start in range(0, len(widths), lines))
-
-
-@contextmanager
-def _figure(theme: Theme, width: float, height: float) -> Iterator[Any]:
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    settings = {
-        "font.size": 10, "axes.titlesize": 10.5, "axes.grid": True, "axes.axisbelow": True, "grid.color": theme.faint,
-        "grid.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": theme.frontier,
-        "figure.facecolor": theme.paper, "axes.facecolor": theme.paper, "savefig.facecolor": theme.paper,
-        "text.color": theme.ink, "axes.labelcolor": theme.ink, "xtick.color": theme.ink, "ytick.color": theme.ink,
-        "xtick.minor.size": 0, "text.parse_math": False, "svg.hashsalt": "liteframe", "svg.fonttype": "path",
-    }  # fmt: skip
-    # No pyplot: it keeps figures and chooses a backend for the whole process.
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure
-
-
-def _content(figure: Any, kind: str) -> bytes:
-    content = io.BytesIO()
-    # No date and no version in the file: the same numbers make the same bytes.
-    metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
-    figure.savefig(content, format=kind, dpi=160, metadata=metadata)
-    return content.getvalue()

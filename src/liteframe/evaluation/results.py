@@ -15,6 +15,8 @@ from liteframe.errors import InputError
 RESULTS = "results.json"
 Predictions = dict[tuple[str, str], tuple[str, bool]]
 """By video (relative to the folder of all videos) and question's id: the true answer, and whether it was given."""
+Answers = dict[tuple[str, str], dict[str, Any]]
+"""By the same keys: the whole line."""
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -28,6 +30,21 @@ class _Counted(BaseModel):
     ci95: tuple[_Share, _Share]
 
 
+class _Score(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    kind: str
+    accuracy: _Share
+    ci95: tuple[_Share, _Share]
+
+
+class _Skipped(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    videos: Annotated[int, Field(ge=0)]
+    questions: Annotated[int, Field(ge=0)]
+
+
 class _Result(_Counted):
     encoder: Annotated[str, Field(min_length=1)]
     frames: Annotated[int, Field(ge=1)]
@@ -35,6 +52,10 @@ class _Result(_Counted):
     unparsed: Annotated[int, Field(ge=0)]
     by_group: dict[str, _Counted]
     seconds_per_video: dict[str, _Seconds]
+    # What runs before these were kept do not have.
+    score: _Score | None = None
+    machines: list[str] = []
+    skipped: _Skipped | None = None
 
 
 class _File(BaseModel):
@@ -131,17 +152,20 @@ def _short_names(names: Iterable[str]) -> dict[str, str]:
     return {name: label if list(short.values()).count(label) == 1 else name for name, label in short.items()}
 
 
-def load_predictions(path: Path) -> Predictions:
-    """The answers to one benchmark's questions, of a ``predictions-ENCODER-FRAMES.jsonl``.
+def load_answers(path: Path) -> Answers:
+    """The lines of a ``predictions-ENCODER-FRAMES.jsonl``.
 
     Videos are named relative to the folder that holds all of them, so that a benchmark that was moved, or named by
     another path, still meets itself.
+
+    Returns:
+        Each line by its question, with at least the texts ``video``, ``id``, ``answer`` and ``text``, and ``right``.
 
     Raises:
         InputError: a line that is no prediction, or a question twice.
         OSError: a file that cannot be read.
     """
-    records: list[tuple[str, str, str, bool]] = []
+    records: list[dict[str, Any]] = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             record = json.loads(line)
@@ -152,16 +176,27 @@ def load_predictions(path: Path) -> Predictions:
             raise InputError(
                 f"{path}:{number}: damaged: not a prediction ({error!r}); run liteframe evaluate again, or move it away"
             ) from None
-        records.append(fields)
-    folders = {os.path.dirname(video) for video, *_ in records}  # noqa: PTH120 - text, as the file has it
+        records.append({**record, "text": str(record.get("text", ""))})
+    folders = {os.path.dirname(record["video"]) for record in records}  # noqa: PTH120 - text, as the file has it
     try:
         common = os.path.commonpath(folders) if folders else ""
     except ValueError:  # some absolute, some relative
         common = ""
-    found: Predictions = {}
-    for video, identifier, answer, right in records:
+    found: Answers = {}
+    for record in records:
+        video, identifier = record["video"], record["id"]
         key = (os.path.relpath(video, common) if common else video, identifier)
         if key in found:
             raise InputError(f"{path}: damaged: question {identifier} of {video} twice; run liteframe evaluate again")
-        found[key] = (answer, right)
+        found[key] = record
     return found
+
+
+def load_predictions(path: Path) -> Predictions:
+    """What `report.compare` needs of `load_answers`, whose errors it raises."""
+    return predictions_of(load_answers(path))
+
+
+def predictions_of(answers: Answers) -> Predictions:
+    """The true answer to each question, and whether it was given."""
+    return {key: (record["answer"], record["right"]) for key, record in answers.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from liteframe.errors import InputError, VideoError
 from liteframe.evaluation.answers import AnswerFolder, answers_to, fingerprint, key_of, model_digest, questions_digest
 from liteframe.evaluation.benchmarks import BENCHMARKS, Item, load_benchmark
 from liteframe.evaluation.benchmarks.subtitles import Line, Subtitles, between_slots, shown_at
+from liteframe.evaluation.lock import locked
+from liteframe.evaluation.processes import Processes
+from liteframe.evaluation.results import predictions_name
 from liteframe.evaluation.scoring import is_right
 from liteframe.evaluation.summary import summarize
 from liteframe.pipeline import VideoLLM
 from liteframe.result_lines import ResultLines
-from liteframe.runtime import choose_device, choose_dtype
+from liteframe.runtime import choose_device, choose_dtype, machine_facts
 from liteframe.token_cache import DEFAULT_GIGABYTES, TokenCache
 from liteframe.version import __version__
 
@@ -37,6 +40,8 @@ class _Asking:
     encoder: str
     frames: int
     bad_videos: str
+    machine: str
+    processes: Processes
     answers: dict[tuple[str, str], Record] = field(default_factory=dict)
     lines: ResultLines | None = None
     skipped: list[Record] = field(default_factory=list)
@@ -65,6 +70,8 @@ def evaluate(
 
     With `out` every answer is on disk, with the model's own words, before the next question is asked. A run that was
     killed goes on with `resume`; what it leaves is what one that was not killed leaves, but for the measured seconds.
+    Of several processes (``accelerate launch``, ``torchrun``) each asks about its share of the videos; the main one
+    writes the same files as a single process.
 
     Args:
         benchmark: a name in `benchmarks.BENCHMARKS`.
@@ -88,12 +95,13 @@ def evaluate(
         VideoError: a video of the benchmark that cannot be read; the message names the row that needs it.
     """
     items = load_benchmark(benchmark, data)
-    tell = on_note or (lambda line: None)
     if bad_videos not in ("stop", "skip"):
         raise InputError(f"--bad-videos {bad_videos}: give stop or skip")
     if precision not in (None, *PRECISIONS):
         # Not even "fastest": what one machine finds faster, another may not, and a run would go on with other features.
         raise InputError(f"--precision {precision}: an evaluation takes {', '.join(PRECISIONS)}")
+    processes = Processes()
+    tell = on_note if on_note is not None and processes.is_main else lambda line: None
     official = BENCHMARKS[benchmark].questions
     if official not in (None, len(items)):
         tell(f"{benchmark}: {len(items)} questions are here, {official} in the official files; the score is of these")
@@ -101,30 +109,35 @@ def evaluate(
     videos = _by_video(items)[:limit]
     if not encoders or not frames or not videos:
         raise InputError("name at least one encoder, one number of frames and one video")
+    device = processes.device(device)
     store = None if cache is None else TokenCache(cache, cache_gigabytes)
-    folder = None
-    if out is not None:
-        asked = [item for video in videos for item in video]
-        settings = _settings(benchmark, Path(data), asked, model, limit, device, dtype)
-        if precision is not None:
-            settings["precision"] = precision
-        weights = {name: _encoder_digest(name) for name in encoders}
-        folder = AnswerFolder(Path(out), settings, weights, frames, resume)
     total, done = len(videos) * len(encoders) * len(frames), 0
     report: dict[str, Any] = {"benchmark": benchmark, "model": model, "results": []}
-    for encoder in encoders:
-        load = _Loader(model, encoder, device, dtype, store, precision)
-        for count in frames:
+    with ExitStack() as stack:
+        folder = None
+        if out is not None:
+            processes.from_main(lambda: stack.enter_context(locked(Path(out))) and None)
+            asked = [item for video in videos for item in video]
+            settings = _settings(benchmark, Path(data), asked, model, limit, device, dtype)
+            if precision is not None:
+                settings["precision"] = precision
+            weights = {name: _encoder_digest(name) for name in encoders}
+            folder = AnswerFolder(Path(out), settings, weights, frames, resume, processes)
+        machine = _machine(device)
+        for encoder in encoders:
+            load = _Loader(model, encoder, device, dtype, store, precision)
+            for count in frames:
 
-            def moved(videos_done: int, before: int = done) -> None:
-                if on_progress:
-                    on_progress(before + videos_done, total)
+                def moved(videos_done: int, before: int = done) -> None:
+                    if on_progress:
+                        on_progress(before + videos_done, total)
 
-            asking = _Asking(load, encoder, count, bad_videos)
-            report["results"].append(_ask_everything(asking, benchmark, videos, folder, tell, moved))
-            done += len(videos)
-            if folder is not None:
-                folder.write_results(report)
+                asking = _Asking(load, encoder, count, bad_videos, machine, processes)
+                report["results"].append(_ask_everything(asking, benchmark, videos, folder, tell, moved))
+                done += len(videos)
+                if folder is not None:
+                    folder.write_results(report)
+        processes.gather(None)  # none ends, and ends the others with it, before the results are written
     return report
 
 
@@ -139,14 +152,20 @@ def _ask_everything(
     """All questions that have no answer yet, with one encoder and number of frames; the row of the results."""
     items = [item for video in videos for item in video]
     who = f"{asking.encoder} at {asking.frames} frames"
-    with nullcontext() if folder is None else folder.lines(asking.encoder, asking.frames) as asking.lines:
-        if asking.lines is not None:
-            asking.answers = answers_to(items, asking.lines)
+    with ExitStack() as stack:
+        if folder is not None:
+            known = folder.answered(asking.encoder, asking.frames)
+            asking.lines = stack.enter_context(folder.lines(asking.encoder, asking.frames))
+            asking.answers = answers_to(items, known, folder.folder / predictions_name(asking.encoder, asking.frames))
         if asking.answers:
             tell(f"{who}: {len(asking.answers)} of {len(items)} answers were there")
+        open_videos = [video for video in videos if any(key_of(item) not in asking.answers for item in video)]
+        mine = {id(video) for video in open_videos[asking.processes.rank :: asking.processes.count]}
         for done, video in enumerate(videos, 1):
-            _ask_about(asking, video)
+            if id(video) in mine:
+                _ask_about(asking, video)
             moved(done)
+    _exchange(asking, videos)
     if asking.skipped:
         questions = sum(video["questions"] for video in asking.skipped)
         bad = len({video["video"] for video in asking.skipped})
@@ -160,6 +179,14 @@ def _ask_everything(
     if folder is not None:
         folder.finish(asking.encoder, asking.frames, [record for _, record in answered])
     return summarize(asking.encoder, asking.frames, BENCHMARKS[benchmark], answered, asking.skipped)
+
+
+def _exchange(asking: _Asking, videos: list[list[Item]]) -> None:
+    """Give every process what the others were answered, and what they could not read, in the order of the videos."""
+    shares = asking.processes.gather((asking.answers, asking.skipped))
+    asking.answers = {key: record for answers, _ in shares for key, record in answers.items()}
+    place = {str(video[0].video): number for number, video in enumerate(videos)}
+    asking.skipped = sorted((bad for _, skipped in shares for bad in skipped), key=lambda bad: place[bad["video"]])
 
 
 class _Loader:
@@ -200,6 +227,14 @@ def _settings(
     }
 
 
+def _machine(device: str) -> str:
+    """What the seconds of an answer were measured on, in words."""
+    facts = machine_facts()
+    if choose_device(device).type == "cuda":
+        return str(facts["gpu"])
+    return f"{facts['processor']}, {facts['threads']} of {facts['cores']} threads"
+
+
 def _encoder_digest(encoder: str) -> str | None:
     return model_digest(Path(encoder)) if Path(encoder).is_dir() else None
 
@@ -221,6 +256,7 @@ def _ask_about(asking: _Asking, items: list[Item]) -> None:
         span: dict[str, Any] = {name: at for name, at in (("start", start), ("end", end)) if at is not None}
         try:
             for item, record in _ask_all(asking.load(), mine, asking.frames, span):
+                record["machine"] = asking.machine
                 if asking.lines is not None:
                     asking.lines.append(record)
                 asking.answers[key_of(item)] = record
@@ -270,6 +306,7 @@ def _ask_all(model: VideoLLM, items: list[Item], frames: int, span: dict[str, An
             "video": str(item.video),
             **span,
             "group": item.group,
+            "question": item.prompt,
             "text": answer.text,
             "answer": item.answer,
             "right": bool(right),

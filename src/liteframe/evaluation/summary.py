@@ -53,6 +53,8 @@ def summarize(
         "seconds_per_video": {
             stage: statistics.median(record["timings"].get(stage, 0.0) for record in decoded) for stage in stages
         },
+        # Several where a run was resumed elsewhere, or its processes were on several.
+        "machines": sorted({record["machine"] for record in decoded if "machine" in record}),
     }
     if by_label:
         row["by_label"] = by_label

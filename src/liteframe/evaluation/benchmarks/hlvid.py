@@ -17,10 +17,11 @@ _OPTION = re.compile(r"^[ \t]*\(?([A-D])[.):][ \t]*(.*)$", re.MULTILINE)
 def load_hlvid(folder: Path) -> list[Item]:
     """The questions. Raises InputError naming file and row."""
     file = "test-00000-of-00001.parquet"
-    return [_item(folder, row) for row in rows_of(table(folder, f"data/{file}", file), NAME)]
+    return [item_of(folder, row) for row in rows_of(table(folder, f"data/{file}", file), NAME)]
 
 
-def _item(folder: Path, row: Row) -> Item:
+def item_of(folder: Path, row: Row) -> Item:
+    """One question of a row of the official file. Raises InputError naming the row and what is wrong."""
     question = row.text("question")
     found = _OPTION.findall(question)
     options = tuple(text.strip() for _, text in found)
