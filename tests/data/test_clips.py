@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from liteframe.data.clip_frames import choose_moments
 from liteframe.data.clip_loader import ClipLoader
-from liteframe.data.clips import Clip, ClipConfig, ClipSampler, choose_moments, epoch_order
+from liteframe.data.clip_sampler import ClipSampler
+from liteframe.data.clips import Clip, ClipConfig
 from liteframe.data.manifest import VideoEntry, load_manifest
+from liteframe.data.order import EpochOrder
 from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
 from liteframe.errors import ConfigError, DataError, VideoError
 from liteframe.tensor_store import TensorStore
@@ -43,19 +46,16 @@ def numbers(maker: ModuleType, clip: Clip) -> list[int]:
 # --- which videos -----------------------------------------------------------------------------------------------------
 
 
-def test_every_epoch_sees_every_video_once_in_a_new_order() -> None:
-    orders = [epoch_order(3, epoch, [1.0] * 50, 1)[0].tolist() for epoch in range(4)]
-    assert all(sorted(order) == list(range(50)) for order in orders)
-    assert len({tuple(order) for order in orders}) == 4
-    assert orders[2] == epoch_order(3, 2, [1.0] * 50, 1)[0].tolist()
+def in_epoch(order: EpochOrder, epoch: int) -> list[tuple[int, int]]:
+    return [order.at(epoch, place) for place in range(len(order))]
 
 
 def test_clips_per_video_and_weights_are_counts() -> None:
-    videos, which = epoch_order(0, 0, [1, 2, 0.5], 2)
-    pairs = sorted(zip(videos.tolist(), which.tolist(), strict=True))
+    pairs = sorted(in_epoch(EpochOrder(0, 3, 2, np.array([1, 2, 0.5])), 0))
     assert pairs == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)]
     # Half a clip an epoch: every other epoch on average, and epochs equally long.
-    counts = [np.bincount(epoch_order(0, epoch, [1, 1.5, 0.5], 1)[0], minlength=3) for epoch in range(400)]
+    order = EpochOrder(0, 3, 1, np.array([1, 1.5, 0.5]))
+    counts = [np.bincount([video for video, _ in in_epoch(order, epoch)], minlength=3) for epoch in range(400)]
     assert {int(count.sum()) for count in counts} == {3}
     assert all(count[0] == 1 and count[1] in (1, 2) for count in counts)
     assert np.mean(counts, axis=0) == pytest.approx([1, 1.5, 0.5], abs=0.1)
