@@ -46,7 +46,7 @@ def read_all(shard: str, folder: Path, count: int = 3, config: ShardConfig = PAT
 
 
 def test_what_a_path_means(tmp_path: Path) -> None:
-    for name in ("b-0.tar", "b-1.tar.gz", "sub/c.tgz", "x.mp4"):
+    for name in ("b-0.tar", "b-1.tar.gz", "sub/c.tgz", "sub/c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     root = tmp_path.as_posix()
@@ -57,8 +57,11 @@ def test_what_a_path_means(tmp_path: Path) -> None:
     assert find_shards("https://h/{0..1}/x-{00..01}.tar?key=1") == tuple(
         f"https://h/{one}/x-{other}.tar?key=1" for one in (0, 1) for other in ("00", "01")
     )
-    for other in (f"{root}/x.mp4", f"{root}/list.jsonl", "https://h/list.jsonl", f"{root}/nowhere"):
+    for other in (f"{root}/sub/c.txt", f"{root}/list.jsonl", "https://h/list.jsonl", f"{root}/nowhere"):
         assert find_shards(other) is None
+    (tmp_path / "x.mp4").touch()
+    with pytest.raises(DataError, match=r"holds both tars and videos; give the tars as .*/\*.tar"):
+        find_shards(root)
     with pytest.raises(DataError, match="fits no tar"):
         find_shards(f"{root}/z*.tar")
     with pytest.raises(DataError, match="counts backwards"):

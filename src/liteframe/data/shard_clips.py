@@ -28,7 +28,7 @@ from liteframe.data.manifest import VideoEntry
 from liteframe.data.order import Permutation, word_of
 from liteframe.data.shards import ShardConfig, ShardReader, ShardVideo, common_root
 from liteframe.data.skipped import SkippedVideos
-from liteframe.errors import DataError, InputError, LiteFrameError, VideoError
+from liteframe.errors import DataError, InputError, VideoError
 from liteframe.tensor_store import TensorStore
 
 # First words of the random streams of clips, of the order of tars and of the order in blocks.
@@ -265,9 +265,9 @@ class _Lane:
         begin = self._ends[-1] if self._ends else 0
         with self._state:
             self._ends.append(begin + count * self._clips.config.clips_per_video)
-        num_shards = len(self._clips.shards)
-        if turn + 1 >= num_shards and self._ends[-1] == (self._ends[-num_shards - 1] if turn >= num_shards else 0):
-            raise DataError(f"{self._clips.shards[0]}: neither this tar nor the other {num_shards - 1} hold a video")
+        shards, counts = self._clips.shards, self._clips.counts
+        if not count and turn + 1 >= len(shards) and all(counts.get(shard) == 0 for shard in shards):
+            raise DataError(f"{shards[0]}: neither this tar nor the other {len(shards) - 1} hold a video")
 
     def _load(self, turn: int, number: int) -> None:
         """Unpack a block; at the end of its tar, note how many videos that holds. Needs the reading lock."""
@@ -291,7 +291,7 @@ class _Lane:
         except VideoError as error:
             self._leave()
             if known is None:
-                self._clips.counts.put(name, 0, keep=False)
+                self._clips.counts.put(name, number * self._size, keep=False)
             self._clips.report(shard, error.reason, str(error).removeprefix(f"{error.path}: "))
         except BaseException:
             self._leave()
@@ -326,7 +326,7 @@ class _Lane:
         def fetch() -> None:
             try:
                 # Whatever is wrong is told to the one who needs the block: it is read again for him.
-                with suppress(LiteFrameError):
+                with suppress(Exception):
                     self._wait_for(place)
             finally:
                 self._is_fetching = False

@@ -7,6 +7,7 @@ connection that breaks is taken up again where it was.
 from __future__ import annotations
 
 import glob
+import gzip
 import io
 import os
 import re
@@ -19,7 +20,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import IO, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import pydantic
 
@@ -33,7 +34,7 @@ _WEB = ("http://", "https://")
 # What a server may answer that waiting does not mend; 408 and 429 ask to come again.
 _MENDABLE = (408, 429)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 15.0
-_BLOCK, _CHUNK = 512, 1 << 20
+_BLOCK, _READ, _CHUNK = 512, 1 << 18, 1 << 20
 
 
 class ShardConfig(Config):
@@ -57,7 +58,7 @@ def find_shards(path: str) -> tuple[str, ...] | None:
         None where it means something else (a list, a folder of videos).
 
     Raises:
-        DataError: a pattern that fits no tar.
+        DataError: a pattern that fits no tar, or a folder of both tars and videos.
     """
     match = _BRACES.search(path)
     names = [path]
@@ -72,7 +73,10 @@ def find_shards(path: str) -> tuple[str, ...] | None:
     if path.startswith(_WEB):
         return tuple(names) if _is_tar(path.partition("?")[0]) else None
     if Path(path).is_dir():
-        found = sorted(str(file) for file in Path(path).rglob("*") if _is_tar(file.name) and file.is_file())
+        files = [file for file in Path(path).rglob("*") if file.is_file()]
+        found = sorted(str(file) for file in files if _is_tar(file.name))
+        if found and any(file.suffix.lower() in VIDEO_SUFFIXES for file in files):
+            raise DataError(f"{path}: holds both tars and videos; give the tars as {path}/*.tar, or keep them apart")
         return tuple(found) or None
     if match is None and glob.has_magic(path) and not Path(path).exists():
         names = sorted(name for name in glob.glob(path) if _is_tar(name))  # noqa: PTH207 (it may begin anywhere)
@@ -165,7 +169,7 @@ class ShardReader:
     def _walk(self) -> Generator[tarfile.TarInfo, None, None]:
         """The members, as long as the tar can be read."""
         try:
-            with tarfile.open(fileobj=self._raw, mode="r|*") as tar:
+            with tarfile.open(fileobj=self._raw, mode="r|", bufsize=_READ) as tar:
                 self._tar = tar
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # or it would keep what it has read
@@ -213,26 +217,24 @@ def _key(name: str) -> str:
 
 
 class _Bytes(io.RawIOBase):
-    """A file's bytes in order; notices whether the tar's end mark, a block of zeros, was among the last of them."""
+    """A tar's bytes in order, unpacked; notices whether its end mark, a block of zeros, was the last of them."""
 
-    def __init__(self, file: IO[bytes] | _WebFile) -> None:
+    def __init__(self, file: BinaryIO | _WebFile, is_packed: bool) -> None:
         self._file = file
+        self._plain: Any = gzip.GzipFile(fileobj=file) if is_packed else file  # type: ignore[arg-type]  # it only reads
         self._tail = b""
-        self._is_packed: bool | None = None
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is missing at the end; of a packed tar its own checksum tells."""
-        return bool(self._is_packed) or self._tail == b"\0" * _BLOCK
+        """Whether nothing is missing at the end."""
+        return self._tail == b"\0" * _BLOCK
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        if self._is_packed is None and data:
-            self._is_packed = data[:2] == b"\x1f\x8b"
-        self._tail = (self._tail + data)[-_BLOCK:]
+        data = self._plain.read(size)
+        self._tail = (self._tail + data[-_BLOCK:])[-_BLOCK:]
         return data
 
     def close(self) -> None:
@@ -241,10 +243,11 @@ class _Bytes(io.RawIOBase):
 
 
 def _open(shard: str, config: ShardConfig) -> _Bytes:
+    is_packed = not shard.partition("?")[0].lower().endswith(".tar")
     if shard.startswith(_WEB):
-        return _Bytes(_WebFile(shard, config))
+        return _Bytes(_WebFile(shard, config), is_packed)
     try:
-        return _Bytes(Path(shard).open("rb"))
+        return _Bytes(Path(shard).open("rb"), is_packed)
     except FileNotFoundError:
         raise VideoError(shard, "not found", "no such tar; check the name and the folder") from None
     except OSError as error:
