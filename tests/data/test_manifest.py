@@ -118,6 +118,13 @@ def test_a_long_list_is_not_held_in_memory(tmp_path: Path) -> None:
     assert manifest[0].name.endswith("00000000.mp4")
 
 
+def test_names_are_as_pathlib_writes_them(tmp_path: Path) -> None:
+    names = ["a.mp4", "./b.mp4", "c//d/./e.mp4", "../f.mp4", "/g/h.mp4", "i/../j.mp4", " k .mp4"]
+    (tmp_path / "l.json").write_text(json.dumps(names))
+    assert [entry.name for entry in load_manifest(tmp_path / "l.json")] == [Path(name).as_posix() for name in names]
+    assert [e.video for e in load_manifest(tmp_path / "l.json")] == [tmp_path / name for name in names]
+
+
 def test_names_that_are_no_text_survive(tmp_path: Path) -> None:
     name = os.fsdecode(b"b\xff\xfe.mp4")
     (tmp_path / name).touch()

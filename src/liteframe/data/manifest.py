@@ -24,6 +24,9 @@ from liteframe.errors import DataError, InputError
 
 _NUMBERS = struct.Struct("<dd")  # start, end; NaN: none. The name follows.
 
+# Without a Path: pathlib keeps a table of all the words that it ever saw.
+Record = tuple[str, float | None, float | None, float]
+
 
 @dataclass(frozen=True)
 class VideoEntry:
@@ -54,10 +57,10 @@ class Manifest(Sequence[VideoEntry]):
         weights: float64 (n,), or None where all are 1.
     """
 
-    def __init__(self, folder: Path, entries: Iterable[VideoEntry]) -> None:
+    def __init__(self, folder: Path, records: Iterable[Record]) -> None:
         """Args:
-        folder: what the entries' names are relative to.
-        entries: each with ``video == folder / name``.
+        folder: what the names are relative to.
+        records: name, start, end and weight of each video, see `VideoEntry`.
 
         Raises:
             DataError: the temporary folder has no room.
@@ -66,11 +69,11 @@ class Manifest(Sequence[VideoEntry]):
         ends, weights, is_weighted = array("q", [0]), array("d"), False
         try:
             with tempfile.TemporaryFile(prefix="liteframe-") as file:
-                for entry in entries:
-                    numbers = [math.nan if value is None else value for value in (entry.start, entry.end)]
-                    ends.append(ends[-1] + file.write(_NUMBERS.pack(*numbers) + os.fsencode(entry.name)))
-                    weights.append(entry.weight)
-                    is_weighted = is_weighted or entry.weight != 1
+                for name, start, end, weight in records:
+                    numbers = [math.nan if value is None else value for value in (start, end)]
+                    ends.append(ends[-1] + file.write(_NUMBERS.pack(*numbers) + os.fsencode(name)))
+                    weights.append(weight)
+                    is_weighted = is_weighted or weight != 1
                 file.flush()
                 # The mapping keeps the file; what is read often stays in the system's cache, and may leave it.
                 self._records: mmap.mmap | bytes = (
@@ -133,9 +136,9 @@ def load_manifest(path: str | Path) -> Manifest:
             found = find_videos(path)
         except InputError as error:
             raise DataError(str(error)) from None
-        return Manifest(path, (VideoEntry(file, file.relative_to(path).as_posix()) for file in found))
+        return Manifest(path, ((file.relative_to(path).as_posix(), None, None, 1.0) for file in found))
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-        return Manifest(path.parent, [VideoEntry(path, path.name)])
+        return Manifest(path.parent, [(path.name, None, None, 1.0)])
     words = array("Q")
     manifest = Manifest(path.parent, _checked(path, words))
     if not len(manifest):
@@ -144,11 +147,11 @@ def load_manifest(path: str | Path) -> Manifest:
     return manifest
 
 
-def _checked(path: Path, words: array[int]) -> Iterator[VideoEntry]:
+def _checked(path: Path, words: array[int]) -> Iterator[Record]:
     for place, record in read_records(path):
-        entry = _entry(place, record, path.parent)
-        words.append(word_of(entry.name, entry.start, entry.end))
-        yield entry
+        checked = _check(place, record)
+        words.append(word_of(*checked[:3]))
+        yield checked
 
 
 def _refuse_repetition(path: Path, manifest: Manifest, words: np.ndarray) -> None:
@@ -163,8 +166,8 @@ def _refuse_repetition(path: Path, manifest: Manifest, words: np.ndarray) -> Non
             raise DataError(f"{place}: {other.name} is listed before; give it a weight instead of a second record")
 
 
-def _entry(place: str, record: Any, folder: Path) -> VideoEntry:
-    """Check one record and resolve its path."""
+def _check(place: str, record: Any) -> Record:
+    """One record, if it can be used."""
     if isinstance(record, str):
         record = {"video": record}
     if not isinstance(record, dict):
@@ -182,8 +185,13 @@ def _entry(place: str, record: Any, folder: Path) -> VideoEntry:
         raise DataError(f"{place}: end={end:g} must come after start={start or 0:g}")
     if weight is not None and weight <= 0:
         raise DataError(f"{place}: weight={weight:g} must be above 0; delete the record to leave the video out")
-    name = Path(name).as_posix()
-    return VideoEntry(folder / name, name, start, end, 1.0 if weight is None else weight)
+    return _posix(name), start, end, 1.0 if weight is None else weight
+
+
+def _posix(name: str) -> str:
+    """What ``Path(name).as_posix()`` gives."""
+    parts = [part for part in name.replace(os.sep, "/").split("/") if part not in ("", ".")]
+    return ("/" if name.startswith("/") else "") + "/".join(parts)
 
 
 def _number(place: str, record: dict[str, Any], key: str) -> float | None:
