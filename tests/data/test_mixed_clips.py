@@ -130,6 +130,24 @@ def test_a_path_is_what_it_looks_like(data: Path) -> None:
         opener().one(str(data / "nowhere"))
 
 
+@pytest.mark.parametrize(
+    ("path", "title"),
+    [
+        (None, "needles"),
+        ("/data/films", "films"),
+        ("/data/films/", "films"),
+        ("lists/panda.csv", "panda"),
+        ("web/*.tar", "web"),
+        ("web/train-{000..127}.tar.gz", "train"),
+        ("https://host/web/{000..127}.tar?key=a/b", "web"),
+        ("{0..9}.tar", "{0..9}.tar"),
+    ],
+)
+def test_a_source_is_called_after_the_last_word_that_is_no_pattern(path: str | None, title: str) -> None:
+    assert SourceConfig(path=path).title() == title
+    assert SourceConfig(path=path, name="mine").title() == "mine"
+
+
 def test_sources_have_names_accounts_and_one_list(data: Path, tmp_path: Path) -> None:
     sources = [
         SourceConfig(path=str(data / "films"), weight=2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
 from liteframe.errors import ConfigError
 from liteframe.tensor_store import TensorStore
 
+_SUFFIX = re.compile(r"(\.tar)?\.[a-z0-9]+$", re.IGNORECASE)
+_PATTERN = re.compile(r"\{[^}]*\}|[*?\[\]]")
+
 
 class SourceConfig(Config):
     """One of several sources."""
@@ -29,13 +33,20 @@ class SourceConfig(Config):
     weight: float | int = pydantic.Field(1.0, gt=0, allow_inf_nan=False)
     """Its share of the clips is this over the sum of all weights, however many videos it has."""
     name: str | None = None
-    """What the log calls it; none takes the last word of the path, or ``needles``."""
+    """What the log calls it; none takes the last word of the path that is no pattern, or ``needles``."""
 
     def title(self) -> str:
         """What the log calls it."""
         if self.name is not None:
             return self.name
-        return "needles" if self.path is None else Path(self.path.partition("?")[0]).stem.partition("{")[0].rstrip("-_")
+        if self.path is None:
+            return "needles"
+        *folders, last = self.path.partition("?")[0].rstrip("/").split("/")
+        # A pattern for all tars of a folder leaves nothing of the file's name.
+        for word in (_SUFFIX.sub("", last), *reversed(folders)):
+            if name := _PATTERN.sub("", word).strip("-_."):
+                return name
+        return self.path
 
 
 @dataclass(frozen=True)
