@@ -20,8 +20,8 @@ class VideoError(LiteFrameError):
         path: the file as the caller named it.
         reason: the kind of fault in a few fixed words: ``"not found"``, ``"folder"``, ``"empty"``, ``"unreadable"``,
             ``"truncated"``, ``"not a video"``, ``"no video stream"``, ``"no decoder"``, ``"encrypted"``,
-            ``"too large"``, ``"no frames"``, ``"range"``; and of decoding that had to be stopped: ``"memory"``,
-            ``"hang"``, ``"crash"``.
+            ``"too large"``, ``"no frames"``, ``"range"``; of decoding that had to be stopped: ``"memory"``, ``"hang"``,
+            ``"crash"``; and in training, where the teacher's features of it are NaN or infinite: ``"not finite"``.
     """
 
     def __init__(self, path: str | PathLike[str], reason: str, message: str) -> None:

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from liteframe.data.clip_frames import choose_moments
 from liteframe.data.clip_loader import ClipLoader
-from liteframe.data.clips import Clip, ClipConfig, ClipSampler, choose_moments, epoch_order
+from liteframe.data.clip_sampler import ClipSampler
+from liteframe.data.clips import Clip, ClipConfig
 from liteframe.data.manifest import VideoEntry, load_manifest
+from liteframe.data.order import EpochOrder
 from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
 from liteframe.errors import ConfigError, DataError, VideoError
 from liteframe.tensor_store import TensorStore
@@ -43,19 +46,16 @@ def numbers(maker: ModuleType, clip: Clip) -> list[int]:
 # --- which videos -----------------------------------------------------------------------------------------------------
 
 
-def test_every_epoch_sees_every_video_once_in_a_new_order() -> None:
-    orders = [epoch_order(3, epoch, [1.0] * 50, 1)[0].tolist() for epoch in range(4)]
-    assert all(sorted(order) == list(range(50)) for order in orders)
-    assert len({tuple(order) for order in orders}) == 4
-    assert orders[2] == epoch_order(3, 2, [1.0] * 50, 1)[0].tolist()
+def in_epoch(order: EpochOrder, epoch: int) -> list[tuple[int, int]]:
+    return [order.at(epoch, place) for place in range(len(order))]
 
 
 def test_clips_per_video_and_weights_are_counts() -> None:
-    videos, which = epoch_order(0, 0, [1, 2, 0.5], 2)
-    pairs = sorted(zip(videos.tolist(), which.tolist(), strict=True))
+    pairs = sorted(in_epoch(EpochOrder(0, 3, 2, np.array([1, 2, 0.5])), 0))
     assert pairs == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)]
     # Half a clip an epoch: every other epoch on average, and epochs equally long.
-    counts = [np.bincount(epoch_order(0, epoch, [1, 1.5, 0.5], 1)[0], minlength=3) for epoch in range(400)]
+    order = EpochOrder(0, 3, 1, np.array([1, 1.5, 0.5]))
+    counts = [np.bincount([video for video, _ in in_epoch(order, epoch)], minlength=3) for epoch in range(400)]
     assert {int(count.sum()) for count in counts} == {3}
     assert all(count[0] == 1 and count[1] in (1, 2) for count in counts)
     assert np.mean(counts, axis=0) == pytest.approx([1, 1.5, 0.5], abs=0.1)
@@ -273,14 +273,65 @@ def test_a_video_whose_decoder_hangs_is_skipped_and_the_run_goes_on(
 ) -> None:
     isolate.stop_workers()
     monkeypatch.setattr(isolate, "_START", _HANGING)
-    monkeypatch.setattr(isolate.Limits, "of", lambda _: isolate.Limits(silence_seconds=4))
     skipped = SkippedVideos(6, LENIENT)
-    sampler = ClipSampler(load_manifest(folder), ClipConfig(frames=4, size=SIZE), 0, skipped)
+    sampler = ClipSampler(load_manifest(folder), ClipConfig(frames=4, size=SIZE, hang_seconds=4), 0, skipped)
     clips = [sampler.clip(index) for index in range(6)]
     isolate.stop_workers()
     assert [error.reason for error in skipped._skipped.values()] == ["hang"]
     assert [Path(clip.stands_in_for).name for clip in clips if clip.stands_in_for] == ["c.mp4"]
     assert {Path(clip.video).stem for clip in clips} == set("abdef")
+
+
+# One that is killed when it first reads a file, as by a system that is short of memory.
+_KILLED_ONCE = """
+import json, os, pathlib, signal, sys
+sys.path[:] = json.loads(sys.argv[1])
+from liteframe.video import probe, worker
+plain = probe.packets
+def packets(container, stream, on_packet=None):
+    mark = pathlib.Path(container.name + ".killed")
+    if not mark.exists() or KEEPS_DYING:
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(container, stream, on_packet)
+probe.packets = packets
+worker.main()
+"""
+
+
+@pytest.mark.parametrize("keeps_dying", [False, True])
+def test_a_decoder_that_is_killed_is_started_again_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps_dying: bool
+) -> None:
+    (tmp_path / "a.mp4").write_bytes((folder / "a.mp4").read_bytes())
+    entries, config = [VideoEntry(tmp_path / "a.mp4", "a.mp4")], ClipConfig(frames=4, size=SIZE)
+    undisturbed = ClipSampler(entries, config.model_copy(update={"isolate": False})).clip(0)
+    isolate.stop_workers()
+    monkeypatch.setattr(isolate, "_START", _KILLED_ONCE.replace("KEEPS_DYING", str(keeps_dying)))
+    skipped = SkippedVideos(1, LENIENT)
+    sampler = ClipSampler(entries, config, 0, skipped)
+    if keeps_dying:
+        with pytest.raises(DataError, match="none of the 1 videos"):
+            sampler.clip(0)
+        assert [error.reason for error in skipped._skipped.values()] == ["crash"]
+    else:
+        assert same(sampler.clip(0), undisturbed)
+        assert (skipped.num_tried, skipped.num_skipped) == (1, 0)
+    assert (tmp_path / "a.mp4.killed").exists()
+    isolate.stop_workers()
+
+
+def test_a_file_that_vanishes_is_skipped_from_then_on(folder: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.mp4").write_bytes((folder / f"{name}.mp4").read_bytes())
+    skipped = SkippedVideos(2, LENIENT)
+    sampler = ClipSampler(load_manifest(tmp_path), ClipConfig(frames=4, size=SIZE, isolate=False), 0, skipped)
+    assert not any(sampler.clip(index).stands_in_for for index in range(4))
+    (tmp_path / "b.mp4").unlink()
+    clips = [sampler.clip(index) for index in range(4, 10)]
+    assert [Path(clip.video).name for clip in clips] == ["a.mp4"] * 6
+    assert [clip.stands_in_for for clip in clips].count(str(tmp_path / "b.mp4")) == 3
+    assert skipped.names == {str(tmp_path / "b.mp4")}
 
 
 def test_where_it_is_decoded_changes_no_clip(folder: Path) -> None:

@@ -39,7 +39,8 @@ def ended(output: Path, name: str) -> list[str | None]:
 
 def curve(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    of_time = ("seconds", "data_wait", "clips_per_second")
+    return [{name: value for name, value in line.items() if name not in of_time} for line in lines]
 
 
 def assert_same_curve(one: list[dict], other: list[dict]) -> None:

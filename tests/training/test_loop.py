@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from liteframe.training import checkpoint
 from liteframe.training.checkpoint import load_weights, newest_training_state
 from liteframe.training.loop import LoopConfig, Task, TrainingError, train
 from liteframe.training.optimizer import learning_rate_at, make_optimizer
+from liteframe.training.record import curve
 from liteframe.training.run_log import shown
 
 
@@ -315,7 +317,54 @@ def test_tensorboard_that_is_not_there_is_told_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("data_seconds", "loss_seconds", "share"), [(0.3, 0.0, 1.0), (0.0, 0.3, 0.0)])
+def test_log_tells_clips_a_second_and_the_share_of_the_step_that_waited_for_data(
+    tmp_path: Path, data_seconds: float, loss_seconds: float, share: float
+) -> None:
+    class Slow(Points):
+        def part(self, step: int, part: int, parts: int) -> tuple | None:
+            time.sleep(data_seconds)
+            return super().part(step, part, parts)
+
+        def loss(self, batch: tuple) -> tuple[Tensor, dict]:
+            time.sleep(loss_seconds)
+            return super().loss(batch)
+
+    train(Slow(), LoopConfig(**{**SETTINGS, "steps": 3}), tmp_path, "run")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all(line["samples"] / line["seconds"] == pytest.approx(line["clips_per_second"], rel=1e-3) for line in lines)
+    # The machine may be busy; but it sleeps for most of the step.
+    assert all(abs(line["data_wait"] - share) < 0.4 for line in lines[1:])
+    assert all(line["data_wait"] * line["seconds"] < line["seconds"] for line in lines)
+
+
+def test_a_figure_with_a_weight_of_its_own_is_averaged_by_it(tmp_path: Path) -> None:
+    """The loss of points with a positive first coordinate, in parts that have some, one or none of them."""
+
+    class Sided(Points):
+        def loss(self, batch: tuple) -> tuple[Tensor, dict]:
+            loss, figures = super().loss(batch)
+            right = batch[2][batch[2][:, 0] > 0]
+            return loss, {**figures, **({"right/x": (float(right[:, 0].mean()), len(right))} if len(right) else {})}
+
+    train(Sided(), LoopConfig(**SETTINGS, accumulate=3), tmp_path, "run")
+    for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()):
+        points = Points().part(line["step"] - 1, 0, 1)[2][:, 0]
+        assert line["right/x"] == pytest.approx(float(points[points > 0].mean()), rel=1e-5)
+
+
+def test_curve_has_figures_that_some_steps_lack(tmp_path: Path) -> None:
+    lines = [{"step": 1, "loss": 2.0, "seconds": 30.0}, {"step": 2, "loss": None, "loss/x": 3.0, "seconds": 30.0}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert curve(tmp_path / "log.jsonl") == {
+        "minutes": 1.0,
+        "curve": [{"step": 1, "loss": 2.0}, {"step": 2, "loss/x": 3.0}],
+    }
+
+
 def test_bar_shows_figures_and_speed() -> None:
     figures = {"step": 3, "loss": 0.5, "variance": 0.95, "rate": 1e-3, "norm": None, "seconds": 0.5}
     assert shown(figures) == "loss 0.5  variance 0.95  steps/s 2"
     assert shown({**figures, "samples": 8}) == "loss 0.5  variance 0.95  clips/s 16"
+    more = {"samples": 8, "loss/films": 0.4, "data_wait": 0.034, "clips_per_second": 16.0}
+    assert shown({**figures, **more}) == "loss 0.5  variance 0.95  data wait 3%  clips/s 16"

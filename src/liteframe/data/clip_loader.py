@@ -57,6 +57,8 @@ class ClipLoader:
     def batch(self, step: int) -> list[Any]:
         """The clips of `step`, or what `prepare` made of them, in the order of the indices. Any step, in any order.
 
+        None stands where the source has nothing for a number.
+
         Raises:
             DataError: too many videos cannot be read. Any other error of a worker, too, as it was raised there.
         """
@@ -95,7 +97,7 @@ class ClipLoader:
 
     def _load(self, index: int) -> Any:
         clip = self._clips.clip(index)
-        return clip if self._prepare is None else self._prepare(clip)
+        return clip if clip is None or self._prepare is None else self._prepare(clip)
 
     def _begin(self, step: int) -> list[Future[Any]]:
         """Submit `step` and those that follow, drop all others; the futures of `step`."""

@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float64, Int, UInt8
 from torch import Tensor
 
-from liteframe.data.clips import epoch_order, file_size
+from liteframe.data.clip_frames import file_size
 from liteframe.data.conversations import Conversation, VideoRef
 from liteframe.data.json_records import BadRecord
+from liteframe.data.order import epoch_order
 from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
 from liteframe.errors import DataError, InputError, VideoError
 from liteframe.tensor_store import TensorStore

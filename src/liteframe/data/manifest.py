@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
-from collections.abc import Iterator
+import mmap
+import os
+import struct
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
+from jaxtyping import Float64
 
 from liteframe.data.haystacks import VIDEO_SUFFIXES, find_videos
+from liteframe.data.manifest_files import COLUMNS, read_records
+from liteframe.data.order import word_of
 from liteframe.errors import DataError, InputError
 
-MANIFEST_SUFFIXES = (".jsonl", ".json", ".txt")
-_KEYS = ("video", "start", "end", "weight")
+_NUMBERS = struct.Struct("<dd")  # start, end; NaN: none. The name follows.
+
+# Without a Path: pathlib keeps a table of all the words that it ever saw.
+Record = tuple[str, float | None, float | None, float]
 
 
 @dataclass(frozen=True)
@@ -35,14 +47,85 @@ class VideoEntry:
     weight: float | int = 1.0
 
 
-def load_manifest(path: str | Path) -> tuple[VideoEntry, ...]:
+class Manifest(Sequence[VideoEntry]):
+    """The videos of a list, by number, without the list in memory.
+
+    The records lie in a temporary file that has no name, and goes when this object goes; 8 bytes a video tell where
+    (8 more, where weights differ). An entry is made when it is asked for; any thread may ask.
+
+    Attributes:
+        weights: float64 (n,), or None where all are 1.
+    """
+
+    def __init__(self, folder: Path, records: Iterable[Record]) -> None:
+        """Args:
+        folder: what the names are relative to.
+        records: name, start, end and weight of each video, see `VideoEntry`.
+
+        Raises:
+            DataError: the temporary folder has no room.
+        """
+        self._folder = folder
+        ends, weights, is_weighted = array("q", [0]), array("d"), False
+        try:
+            with tempfile.TemporaryFile(prefix="liteframe-") as file:
+                for name, start, end, weight in records:
+                    numbers = [math.nan if value is None else value for value in (start, end)]
+                    ends.append(ends[-1] + file.write(_NUMBERS.pack(*numbers) + os.fsencode(name)))
+                    weights.append(weight)
+                    is_weighted = is_weighted or weight != 1
+                file.flush()
+                # The mapping keeps the file; what is read often stays in the system's cache, and may leave it.
+                self._records: mmap.mmap | bytes = (
+                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if ends[-1] else b""
+                )
+        except OSError as error:
+            raise DataError(
+                f"{tempfile.gettempdir()}: the list of videos cannot be written there ({error.strerror or error}); "
+                "make room, or set TMPDIR to another folder"
+            ) from None
+        self._ends = np.frombuffer(ends, np.int64)
+        self.weights = np.frombuffer(weights, np.float64) if is_weighted else None
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, number: int) -> VideoEntry: ...
+    @overload
+    def __getitem__(self, number: slice) -> tuple[VideoEntry, ...]: ...
+    def __getitem__(self, number: int | slice) -> VideoEntry | tuple[VideoEntry, ...]:
+        if isinstance(number, slice):
+            return tuple(self[each] for each in range(*number.indices(len(self))))
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        number %= len(self)
+        record = self._records[int(self._ends[number]) : int(self._ends[number + 1])]
+        start, end = (None if math.isnan(value) else value for value in _NUMBERS.unpack_from(record))
+        name = os.fsdecode(record[_NUMBERS.size :])
+        weight = 1.0 if self.weights is None else float(self.weights[number])
+        return VideoEntry(self._folder / name, name, start, end, weight)
+
+
+def weights_of(entries: Sequence[VideoEntry]) -> Float64[np.ndarray, " n"] | None:
+    """Their weights, None where all are 1."""
+    if isinstance(entries, Manifest):
+        return entries.weights
+    weights = np.array([entry.weight for entry in entries], np.float64)
+    return None if np.all(weights == 1) else weights
+
+
+def load_manifest(path: str | Path) -> Manifest:
     """Read the list of videos at `path`, in a stable order; no video is opened or looked for.
+
+    Every record is read and checked once, at a few microseconds each, and is not kept in memory: see `Manifest`.
 
     Args:
         path: a folder, searched recursively by suffix, in the order of the names; a single video; or a file, in its own
             order: ``.txt`` (a path a line; blank lines and lines that begin with ``#`` are left out), ``.jsonl`` (a
-            path or ``{"video", "start", "end", "weight"}`` a line, all but ``video`` optional) or ``.json`` (a list of
-            the same). Relative paths start at the manifest's folder.
+            path or ``{"video", "start", "end", "weight"}`` a line, all but ``video`` optional), ``.json`` (a list of
+            the same), ``.csv``, ``.tsv`` or ``.parquet`` (columns of these names, ``path`` for ``video`` if you like;
+            other columns are passed over). Relative paths start at the manifest's folder.
 
     Raises:
         DataError: no such file, nothing in it, or a bad record, named by file and line.
@@ -53,82 +136,47 @@ def load_manifest(path: str | Path) -> tuple[VideoEntry, ...]:
             found = find_videos(path)
         except InputError as error:
             raise DataError(str(error)) from None
-        return tuple(VideoEntry(file, file.relative_to(path).as_posix()) for file in found)
-    suffix = path.suffix.lower()
-    if suffix in VIDEO_SUFFIXES and path.is_file():
-        return (VideoEntry(path, path.name),)
-    text = _read(path)
-    if suffix not in MANIFEST_SUFFIXES:
-        raise DataError(
-            f"{path}: is no list of videos; give a folder, a video, or a file in {', '.join(MANIFEST_SUFFIXES)}"
-        )
-    records = {".txt": _text_records, ".jsonl": _line_records, ".json": _list_records}[suffix](path, text)
-    entries: dict[tuple[object, ...], VideoEntry] = {}
-    for place, record in records:
-        entry = _entry(place, record, path.parent)
-        if (entry.video, entry.start, entry.end) in entries:
-            raise DataError(f"{place}: {entry.name} is listed before; give it a weight instead of a second record")
-        entries[entry.video, entry.start, entry.end] = entry
-    if not entries:
+        return Manifest(path, ((file.relative_to(path).as_posix(), None, None, 1.0) for file in found))
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+        return Manifest(path.parent, [(path.name, None, None, 1.0)])
+    words = array("Q")
+    manifest = Manifest(path.parent, _checked(path, words))
+    if not len(manifest):
         raise DataError(f"{path}: lists no video; write a path a line, or a record a line")
-    return tuple(entries.values())
+    _refuse_repetition(path, manifest, np.frombuffer(words, np.uint64))
+    return manifest
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file or folder; give a folder of videos or a list of them") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+def _checked(path: Path, words: array[int]) -> Iterator[Record]:
+    for place, record in read_records(path):
+        checked = _check(place, record)
+        words.append(word_of(*checked[:3]))
+        yield checked
 
 
-# Not str.splitlines: that also cuts at characters that may stand inside a file name or a JSON string.
-def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"{path}: line {number}", line.strip()
+def _refuse_repetition(path: Path, manifest: Manifest, words: np.ndarray) -> None:
+    """Raise DataError if a part of a video is listed twice."""
+    order = np.argsort(words, kind="stable")
+    alike = np.flatnonzero(words[order][1:] == words[order][:-1])
+    # In the order of the file, so that the first repetition is told.
+    for first, second in sorted(zip(order[alike].tolist(), order[alike + 1].tolist(), strict=True), key=lambda p: p[1]):
+        one, other = manifest[first], manifest[second]
+        if (one.name, one.start, one.end) == (other.name, other.start, other.end):
+            place, _ = next(itertools.islice(read_records(path), second, None))
+            raise DataError(f"{place}: {other.name} is listed before; give it a weight instead of a second record")
 
 
-def _text_records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    for place, line in _lines(path, text):
-        if not line.startswith("#"):
-            yield place, line
-
-
-def _line_records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    for place, line in _lines(path, text):
-        yield place, _parse(place, line)
-
-
-def _list_records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    records = _parse(str(path), text) if text.strip() else []
-    if not isinstance(records, list):
-        raise DataError(f"{path}: holds no JSON list; write [...] around the records, or name the file .jsonl")
-    for number, record in enumerate(records, 1):
-        yield f"{path}: record {number}", record
-
-
-def _parse(place: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{place}: is not valid JSON ({error})") from None
-
-
-def _entry(place: str, record: Any, folder: Path) -> VideoEntry:
-    """Check one record and resolve its path."""
+def _check(place: str, record: Any) -> Record:
+    """One record, if it can be used."""
     if isinstance(record, str):
         record = {"video": record}
     if not isinstance(record, dict):
         raise DataError(f'{place}: is {type(record).__name__}, not a path or an object such as {{"video": "a.mp4"}}')
-    if unknown := [key for key in record if key not in _KEYS]:
-        raise DataError(f"{place}: unknown key '{unknown[0]}'; known keys: {', '.join(_KEYS)}")
+    if unknown := [key for key in record if key not in COLUMNS]:
+        raise DataError(f"{place}: unknown key '{unknown[0]}'; known keys: {', '.join(COLUMNS)}")
     name = record.get("video")
     if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise DataError(f"{place}: key 'video' must be the path of a file (got {name!r})")
+        raise DataError(f"{place}: key 'video' must be the path of a file (got {repr(name)[:60]})")
     start, end = (_number(place, record, key) for key in ("start", "end"))
     weight = _number(place, record, "weight")
     if start is not None and start < 0:
@@ -137,7 +185,13 @@ def _entry(place: str, record: Any, folder: Path) -> VideoEntry:
         raise DataError(f"{place}: end={end:g} must come after start={start or 0:g}")
     if weight is not None and weight <= 0:
         raise DataError(f"{place}: weight={weight:g} must be above 0; delete the record to leave the video out")
-    return VideoEntry(folder / name, Path(name).as_posix(), start, end, 1.0 if weight is None else weight)
+    return _posix(name), start, end, 1.0 if weight is None else weight
+
+
+def _posix(name: str) -> str:
+    """What ``Path(name).as_posix()`` gives."""
+    parts = [part for part in name.replace(os.sep, "/").split("/") if part not in ("", ".")]
+    return ("/" if name.startswith("/") else "") + "/".join(parts)
 
 
 def _number(place: str, record: dict[str, Any], key: str) -> float | None:

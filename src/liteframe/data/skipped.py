@@ -14,6 +14,7 @@ from liteframe.errors import DataError, DataWarning, VideoError
 from liteframe.files import write_whole
 
 _NUM_NAMED = 3
+_PAGE = 2048
 
 
 class BadVideoPolicy(Config):
@@ -26,15 +27,36 @@ class BadVideoPolicy(Config):
     stops nothing."""
 
 
+class _NumberSet:
+    """A set of whole numbers, one bit each: of millions of videos as well as of a few."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, bytearray] = {}
+        self._count = 0
+
+    def add(self, number: int) -> None:
+        page, place = divmod(number, _PAGE)
+        bits = self._pages.setdefault(page, bytearray(_PAGE // 8))
+        bit = 1 << place % 8
+        if not bits[place // 8] & bit:
+            bits[place // 8] |= bit
+            self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+
 class SkippedVideos:
     """Keeps account of which videos were tried and which were skipped. Safe to use from several threads.
 
     Its counts start anew with each process; they decide when a run stops, never which clip comes next.
     """
 
-    def __init__(self, num_videos: int, policy: BadVideoPolicy | None = None, list_path: Path | None = None) -> None:
+    def __init__(
+        self, num_videos: int | None, policy: BadVideoPolicy | None = None, list_path: Path | None = None
+    ) -> None:
         """Args:
-        num_videos: how many videos there are in all.
+        num_videos: how many videos there are in all; None: nobody knows.
         policy: when to stop.
         list_path: ``skipped.jsonl``, to which a line ``{"video", "reason", "message"}`` is appended for each video
             that is not in it yet. Of several processes only one should be given it. None: no list.
@@ -45,9 +67,9 @@ class SkippedVideos:
         self._num_videos = num_videos
         self._list_path = list_path
         self._listed = _already_listed(list_path) if list_path is not None else set()
-        self._tried: set[int] = set()
+        self._tried = _NumberSet()
         self._skipped: dict[int, VideoError] = {}
-        self._damaged: set[int] = set()
+        self._damaged = _NumberSet()
         self._lock = threading.Lock()
 
     @property
@@ -64,6 +86,11 @@ class SkippedVideos:
     def num_damaged(self) -> int:
         """Videos that could be used although something is wrong with them."""
         return len(self._damaged)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The skipped videos."""
+        return frozenset(error.path for error in self._skipped.values())
 
     def summary(self) -> str:
         """One line for the end of a run."""
@@ -92,7 +119,8 @@ class SkippedVideos:
             if number not in self._skipped:
                 self._skipped[number] = error
                 self._append(error)
-            base = max(self.num_tried, min(self.policy.min_tried, self._num_videos))
+            least = self.policy.min_tried
+            base = max(self.num_tried, least if self._num_videos is None else min(least, self._num_videos))
             if self.num_skipped > self.policy.max_bad_share * base:
                 raise DataError(self._too_many())
 

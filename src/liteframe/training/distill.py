@@ -26,10 +26,7 @@ from torch.nn import functional as F
 
 from liteframe.config import Config
 from liteframe.data.clip_loader import ClipLoader
-from liteframe.data.clips import Clip, ClipConfig, ClipSampler, ClipSource
-from liteframe.data.manifest import load_manifest
-from liteframe.data.needle_clips import NeedleClipConfig, NeedleClips
-from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
+from liteframe.data.clips import Clip, ClipSource
 from liteframe.encoders.inherit import inherit_from_image_vit, inherit_from_teacher
 from liteframe.encoders.interface import PixelConfig
 from liteframe.encoders.loading import load_student
@@ -41,14 +38,19 @@ from liteframe.language.loading import quiet
 from liteframe.language.vision_tower import LoadedTower, load_vision_tower
 from liteframe.runtime import machine_facts, seed_everything
 from liteframe.tensor_store import TensorStore
-from liteframe.training.loop import LoopConfig, train
+from liteframe.training.distill_data import (
+    DistillDataConfig,
+    close,
+    held_out_clips,
+    num_skipped,
+    open_caches,
+    open_clips,
+)
+from liteframe.training.loop import Figure, LoopConfig, TrainingError, train
 from liteframe.training.losses import LOSSES, LossName, ScalingName, TargetScale, channel_scale, explained_variance
 from liteframe.training.processes import Processes, training_device
 from liteframe.training.record import command_line, curve, finished_record, move_into, write_record
 from liteframe.video.transform import normalize
-
-# Held-out clips of the needle generator come from a seed that no run's own can be.
-_HELD_OUT_SEED = 2**31
 
 
 class StudentConfig(Config):
@@ -81,33 +83,6 @@ class DistillLossConfig(Config):
     """A name of `training.losses.LOSSES`."""
     scaling: ScalingName = "none"
     """What both sides are divided by first, see `TargetScale`."""
-
-
-class DistillDataConfig(Config):
-    """Where clips come from."""
-
-    free_settings: ClassVar[frozenset[str]] = frozenset({"workers", "cache", "cache_gigabytes"})
-
-    path: str | None = None
-    """A folder of videos or a manifest; none draws clips of the needle generator."""
-    clips: int = pydantic.Field(8, ge=1)
-    """Clips a step, over all processes."""
-    videos: ClipConfig = ClipConfig()
-    """Clips of the videos at `path`."""
-    needles: NeedleClipConfig = NeedleClipConfig()
-    """Clips of the needle generator."""
-    workers: int = pydantic.Field(1, ge=0)
-    """Threads that make clips ahead of the training."""
-    bad_videos: BadVideoPolicy = BadVideoPolicy()
-    """When unreadable videos stop the run."""
-    held_out: str | None = None
-    """Videos that judge the student, where `path` is given; none judges on the needle generator's held-out clips."""
-    held_out_clips: int = pydantic.Field(32, ge=1)
-    """How many clips judge it."""
-    cache: str | None = None
-    """A folder for targets and pixels: later epochs and other students skip teacher and decoder."""
-    cache_gigabytes: float | int = pydantic.Field(20.0, gt=0)
-    """Its greatest size; what was not used longest goes first."""
 
 
 class DistillRecipe(LoopConfig):
@@ -178,23 +153,39 @@ class DistillTask:
                 prepare=self._look_up,
             )
         found = self._loaders[part, parts].batch(step)
+        found = [each for each in found if each is not None]
         if not found:
             return None
         clips, targets = zip(*found, strict=True)
         return DistillBatch(torch.stack([clip.pixels for clip in clips]), list(targets), list(clips))
 
-    def loss(self, batch: DistillBatch) -> tuple[Tensor, dict[str, int | float]]:
-        """The recipe's loss; also explained variance and cosine of this batch."""
+    def loss(self, batch: DistillBatch) -> tuple[Tensor, dict[str, Figure]]:
+        """The recipe's loss; also explained variance and cosine of this batch, and the loss of each source's clips.
+
+        Raises:
+            TrainingError: the teacher gives no finite target for a clip, and the recipe says to stop then.
+            DataError: that happened to too many videos.
+        """
         groups = self.groups(batch.pixels.flatten(0, 1))
-        target = self._targets(batch, groups).flatten(0, 3)
+        target = self._targets(batch, groups)
+        kept = self._usable(batch, target)
+        if not kept:
+            return target.new_zeros(()), {"samples": 0}
+        if len(kept) < len(batch.clips):
+            groups, target = (_rows(tensor, len(batch.clips), kept) for tensor in (groups, target))
+        target = target.flatten(0, 3)
         student = self.module(groups).features.float().flatten(0, 3)
-        loss = LOSSES[self._recipe.loss.name](*self._scale(student, target))
+        name, pair = self._recipe.loss.name, self._scale(student, target)
+        loss = LOSSES[name](*pair)
+        figures: dict[str, Figure] = {"samples": len(kept)}
         with torch.no_grad():
-            figures: dict[str, int | float] = {
-                "variance": explained_variance(student, target).item(),
-                "cosine": F.cosine_similarity(student, target, dim=-1).mean().item(),
-                "samples": len(batch.clips),
-            }
+            figures["variance"] = explained_variance(student, target).item()
+            figures["cosine"] = F.cosine_similarity(student, target, dim=-1).mean().item()
+            origins = [batch.clips[index].origin for index in kept]
+            for origin in sorted(set(origins) - {""}):
+                rows = [row for row, other in enumerate(origins) if other == origin]
+                part = LOSSES[name](*(_rows(side, len(kept), rows) for side in pair))
+                figures[f"loss/{origin}"] = (part.item(), len(rows))
         return loss, figures
 
     def describe(self, batch: DistillBatch) -> str:
@@ -205,6 +196,7 @@ class DistillTask:
         """Stop making clips ahead."""
         for loader in self._loaders.values():
             loader.close()
+        close(self._clips)
 
     def groups(self, pixels: UInt8[Tensor, "t 3 H W"]) -> Float[Tensor, "g f 3 H W"]:
         """Frames as both encoders want them, on the student's device."""
@@ -218,9 +210,10 @@ class DistillTask:
         with torch.autocast(groups.device.type, enabled=False):
             return self._teacher(groups.to(next(self._teacher.parameters()).dtype)).features.float()
 
-    def measure_scale(self, clips: Sequence[Clip]) -> None:
-        """Take the ``channel`` scaling, where the recipe wants it, from the teacher's features of `clips`."""
+    def measure_scale(self, count: int) -> None:
+        """Take the ``channel`` scaling, where the recipe wants it, from the teacher's features of the first clips."""
         if self._recipe.loss.scaling == "channel":
+            clips = [clip for clip in map(self._clips.clip, range(count)) if clip is not None]
             self._scale = channel_scale(torch.cat([self.target(self.groups(c.pixels)).flatten(0, 3) for c in clips]))
 
     def judge(self, clips: Sequence[Clip]) -> dict[str, float]:
@@ -240,6 +233,18 @@ class DistillTask:
     def _look_up(self, clip: Clip) -> tuple[Clip, Tensor | None]:
         entry = self._cache.get(clip.key, clip.source) if self._cache is not None else None
         return clip, entry["target"] if entry is not None else None
+
+    def _usable(self, batch: DistillBatch, target: Float[Tensor, "g 1 h w d"]) -> list[int]:
+        """The numbers of the clips whose targets are finite; the others are told of, as the recipe wants it."""
+        finite = torch.isfinite(target.reshape(len(batch.clips), -1)).all(1).tolist()
+        for clip in (clip for clip, is_finite in zip(batch.clips, finite, strict=True) if not is_finite):
+            if self._recipe.data.not_finite == "stop":
+                raise TrainingError(
+                    f"{clip.video}: the teacher's features of a clip of it ({clip.key}) are NaN or infinite; "
+                    'leave the video out, or go on without such clips: data.not_finite = "skip"'
+                )
+            clip.refuse("not finite", "the teacher's features of a clip of it are NaN or infinite; look at it")
+        return [index for index, is_finite in enumerate(finite) if is_finite]
 
     def _targets(self, batch: DistillBatch, groups: Float[Tensor, "g f 3 H W"]) -> Float[Tensor, "g 1 h w d"]:
         """From the cache where it has them all; else from the teacher, and into the cache."""
@@ -280,14 +285,18 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str,
         method=recipe.target.pooling,
         alpha=recipe.target.alpha,
     )
-    cache, pixel_store = _caches(recipe, teacher)
-    skipped_list = output / "skipped.jsonl" if Processes().is_main else None
-    clips = _clips(recipe.data, recipe.data.path, teacher.pixels, recipe.seed, skipped_list, pixel_store)
-    judges = _clips(recipe.data, recipe.data.held_out, teacher.pixels, _HELD_OUT_SEED + recipe.seed)
-    held_out = [judges.clip(index) for index in range(recipe.data.held_out_clips)]
+    identity = {
+        "teacher": teacher.digest,
+        "feature_layer": teacher.feature_layer,
+        "pooling": recipe.target.model_dump(),
+        "pixels": teacher.pixels.model_dump(),
+    }
+    cache, pixel_store = open_caches(recipe.data, identity)
+    clips = open_clips(recipe.data, teacher.pixels, recipe.seed, output, pixel_store)
+    held_out = held_out_clips(recipe.data, teacher.pixels, recipe.seed)
     task = DistillTask(student, pooled, clips, recipe, teacher.pixels, cache)
     with closing(task):
-        task.measure_scale([clips.clip(index) for index in range(min(16, recipe.data.clips))])
+        task.measure_scale(min(16, recipe.data.clips))
         before = task.judge(held_out)
         train(task, recipe, output, "distill", recipe)
         record = {
@@ -298,12 +307,17 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str,
             "steps": recipe.steps,
             "held_out_before": before,
             "held_out": task.judge(held_out),
-            "skipped_videos": clips.skipped.num_skipped if isinstance(clips, ClipSampler) else 0,
+            "skipped_videos": num_skipped(clips),
             **curve(output / "log.jsonl"),
         }
     if Processes().is_main:
         _export(student.to(getattr(torch, recipe.student.save_dtype)), output, record)
     return record
+
+
+def _rows(tensor: Tensor, count: int, numbers: Sequence[int]) -> Tensor:
+    """Of a tensor whose first axis holds `count` clips, one behind the other: the rows of some of them."""
+    return tensor.unflatten(0, (count, -1))[list(numbers)].flatten(0, 1)
 
 
 def build_student(config: StudentConfig, teacher: LoadedTower) -> LiteFrameEncoder:
@@ -347,43 +361,6 @@ def _check_grids(student: LiteFrameEncoder, teacher: PooledEncoder, pixels: Pixe
             f"student: its strides make a grid of {ours[1:]} from {ours[0]} frames of {size[0]} x {size[1]}, and "
             f"the pooled teacher makes one of {wanted[1:]} from {wanted[0]}; change the strides until they meet"
         )
-
-
-def _clips(
-    data: DistillDataConfig,
-    path: str | None,
-    pixels: PixelConfig,
-    seed: int,
-    skipped_list: Path | None = None,
-    pixel_store: TensorStore | None = None,
-) -> ClipSource:
-    """Clips of the teacher's frame size: of videos, or of the needle generator."""
-    size = {"size": (pixels.height, pixels.width)}
-    if path is None:
-        return NeedleClips(data.needles.model_copy(update=size), seed)
-    entries = load_manifest(path)
-    if skipped_list is not None:
-        skipped_list.parent.mkdir(parents=True, exist_ok=True)
-    skipped = SkippedVideos(len(entries), data.bad_videos, skipped_list)
-    return ClipSampler(entries, data.videos.model_copy(update=size), seed, skipped, pixel_store)
-
-
-def _caches(recipe: DistillRecipe, teacher: LoadedTower) -> tuple[TensorStore | None, TensorStore | None]:
-    """Caches of the teacher's targets and of clips' pixels, half of the space each."""
-    data = recipe.data
-    if data.cache is None:
-        return None, None
-    half = int(data.cache_gigabytes * 1e9 / 2)
-    identity = {
-        "teacher": teacher.digest,
-        "feature_layer": teacher.feature_layer,
-        "pooling": recipe.target.model_dump(),
-        "pixels": teacher.pixels.model_dump(),
-    }
-    return (
-        TensorStore(Path(data.cache) / "targets", identity, half),
-        TensorStore(Path(data.cache) / "pixels", {"pixels": "uint8"}, half, dtype=None),
-    )
 
 
 def _export(student: LiteFrameEncoder, output: Path, record: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from liteframe.training.checkpoint import (
 from liteframe.training.interrupt import StopRequest
 from liteframe.training.optimizer import WeightAverage, learning_rate_at, make_optimizer, trainable_parameters
 from liteframe.training.processes import Processes
-from liteframe.training.run_log import RunLog, require_tensorboard
+from liteframe.training.run_log import RunLog, require_tensorboard, with_speed
 from liteframe.training.settings import require_same_settings, settings_of
 
 
@@ -69,6 +69,10 @@ class LoopConfig(Config):
     """Start of every random stream of the run."""
 
 
+Figure = int | float | tuple[int | float, int | float]
+"""A figure of a batch; with a weight of its own where it is the mean of other things than the loss is."""
+
+
 @runtime_checkable
 class Trainable(Protocol):
     """What every task has.
@@ -85,12 +89,13 @@ class Trainable(Protocol):
     def module(self) -> nn.Module:
         """What is trained and checkpointed: its parameters that require a gradient, and its buffers."""
 
-    def loss(self, batch: Any) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(self, batch: Any) -> tuple[Tensor, Mapping[str, Figure]]:
         """The scalar to minimise, a mean over the batch, and figures to log.
 
         Two figures have a meaning. ``samples``: how many clips the batch has; it is added up over the parts, and the
         bar shows clips a second. ``weight``: of how many things the loss is the mean, where that is not ``samples``
-        (answer tokens, say); it is not logged. The other figures are averaged over the parts like the loss.
+        (answer tokens, say); it is not logged. The other figures are averaged over the parts like the loss, or, given
+        as a pair, by the weight that is the second of it.
         """
 
 
@@ -161,7 +166,7 @@ def train(
                 began = time.perf_counter()
                 figures, is_stopping = run.step(step, batches, stop)
                 if log is not None:
-                    log.write({"step": step + 1, **figures, "seconds": time.perf_counter() - began})
+                    log.write({"step": step + 1, **with_speed(figures, time.perf_counter() - began)})
                 if is_stopping or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                     newest = run.save(step + 1)
                 if is_stopping:
@@ -179,12 +184,14 @@ def train(
 class _Report:
     """What one process tells the others about its share of a step."""
 
-    parts: list[tuple[float, float, Mapping[str, int | float]]] = field(default_factory=list)
+    parts: list[tuple[float, float, Mapping[str, Figure]]] = field(default_factory=list)
     """Weight, loss and figures of each part that has data."""
     descriptions: list[str] = field(default_factory=list)
     """Of the same parts, where the task describes them."""
     failure: str | None = None
     wants_to_stop: bool = False
+    waited: float = 0.0
+    """Seconds for which it waited for its data."""
 
 
 class _Run:
@@ -247,7 +254,10 @@ class _Run:
         report, failure = _Report(), None
         try:
             for micro in range(config.accumulate):
-                self._backward(step, processes.rank * config.accumulate + micro, next(batches), report)
+                began = time.perf_counter()
+                batch = next(batches)
+                report.waited += time.perf_counter() - began
+                self._backward(step, processes.rank * config.accumulate + micro, batch, report)
         except Exception as error:  # whatever it is, the others must not wait for this process
             failure, report.failure = error, str(error)
         report.wants_to_stop = stop.is_made
@@ -255,8 +265,10 @@ class _Run:
         _raise_together(failure, [other.failure for other in reports])
         parts = [part for other in reports for part in other.parts]
         is_stopping = any(other.wants_to_stop for other in reports)
+        # The slowest holds up all.
+        waited = max(other.waited for other in reports)
         if not parts:  # every sample of the step was skipped: there is nothing to learn from
-            return {"loss": None, "norm": None, "rate": rate}, is_stopping
+            return {"loss": None, "norm": None, "rate": rate, "waited": waited}, is_stopping
         total = sum(weight for weight, *_ in parts)
         self._average_gradients(total)
         trained = [p for p in self._trained if p.grad is not None]
@@ -267,7 +279,7 @@ class _Run:
         self._optimizer.step()
         if self.average is not None:
             self.average.update(self._task.module, step)
-        return {"loss": loss, **_mean_figures(parts), "norm": norm, "rate": rate}, is_stopping
+        return {"loss": loss, **_mean_figures(parts), "norm": norm, "rate": rate, "waited": waited}, is_stopping
 
     def save(self, step: int) -> Path:
         """Write a checkpoint, in one process; all learn whether it could be."""
@@ -296,7 +308,7 @@ class _Run:
         torch.manual_seed(int(np.random.SeedSequence([self._config.seed, step, part]).generate_state(1)[0]))
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             loss, figures = self._task.loss(batch)
-        weight = float(figures.get("weight", figures.get("samples", 1)))
+        weight = float(figures.get("weight", figures.get("samples", 1)))  # type: ignore[arg-type]  # never a pair
         if weight == 0:
             return
         # A whole batch is left as it is: its weight would cancel out, but not to the last bit.
@@ -333,13 +345,14 @@ def _one_ahead(fetch: Callable[[int, int], Any], keys: Iterator[tuple[int, int]]
             yield batch
 
 
-def _mean_figures(
-    parts: list[tuple[float, float, Mapping[str, int | float]]],
-) -> dict[str, int | float]:
+def _mean_figures(parts: list[tuple[float, float, Mapping[str, Figure]]]) -> dict[str, int | float]:
     """The weighted mean of each figure over the parts that have it; `samples` is a sum."""
     means: dict[str, int | float] = {}
     for name in dict.fromkeys(name for *_, figures in parts for name in figures if name != "weight"):
-        have = [(weight, figures[name]) for weight, _, figures in parts if name in figures]
+        have = [
+            (figure[1], figure[0]) if isinstance(figure, tuple) else (weight, figure)
+            for weight, figure in ((weight, figures[name]) for weight, _, figures in parts if name in figures)
+        ]
         if name == "samples":
             means[name] = sum(value for _, value in have)
         else:

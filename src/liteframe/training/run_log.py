@@ -19,7 +19,7 @@ from liteframe.files import write_whole
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-_NOT_IN_THE_BAR = ("step", "seconds", "rate", "samples")
+_NOT_IN_THE_BAR = ("step", "seconds", "rate", "samples", "data_wait", "clips_per_second")
 
 
 class RunLog:
@@ -91,11 +91,30 @@ def require_tensorboard() -> None:
         )
 
 
+def with_speed(figures: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The figures of a step that took `seconds`, for the log.
+
+    ``data_wait`` takes the place of ``waited``: the share of the step in which it waited for its data, 0 to 1. Where
+    ``samples`` are counted, ``clips_per_second`` is added.
+    """
+    rest = {name: value for name, value in figures.items() if name != "waited"}
+    if "waited" in figures:
+        rest["data_wait"] = min(1.0, figures["waited"] / max(seconds, 1e-9))
+    if "samples" in figures:
+        rest["clips_per_second"] = figures["samples"] / max(seconds, 1e-9)
+    return {**rest, "seconds": seconds}
+
+
 def shown(figures: dict[str, Any]) -> str:
-    """The figures beside the bar: what the task gives, and clips (where it counts `samples`) or steps a second."""
+    """The figures beside the bar: what the task gives but for the losses of its sources; the share of the time in which
+    the step waited for data; and clips (where it counts `samples`) or steps a second."""
     named = [
-        f"{name} {value:.3g}" for name, value in figures.items() if name not in _NOT_IN_THE_BAR and value is not None
+        f"{name} {value:.3g}"
+        for name, value in figures.items()
+        if name not in _NOT_IN_THE_BAR and "/" not in name and value is not None
     ]
+    if "data_wait" in figures:
+        named.append(f"data wait {figures['data_wait']:.0%}")
     count, what = (figures["samples"], "clips/s") if "samples" in figures else (1, "steps/s")
     return "  ".join([*named, f"{what} {count / max(figures['seconds'], 1e-9):.3g}"])
 

@@ -37,7 +37,8 @@ READY, ALIVE, WARNING, PICTURE, INFO, FAULT, FAILURE, DONE = b"R", b"A", b"W", b
 
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from liteframe.video import worker; worker.main()"
 _START_SECONDS = 120.0
-_MAX_IDLE = 8
+# Idle ones are never more than have worked at the same time.
+_MAX_IDLE = 64
 # A worker that has served so many files is replaced: what decoders leak ends with it.
 _MAX_TASKS = 500
 
