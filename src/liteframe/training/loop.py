@@ -107,9 +107,8 @@ def train(
         with ExitStack() as stack:
             log = None
             if run.processes.is_main:
-                trackers = open_trackers(
-                    config.track, output, label, config.tensorboard, start, settings_of(run.recipe)
-                )
+                settings = settings_of(run.recipe)
+                trackers = open_trackers(config.track, output, label, config.tensorboard, start, settings)
                 log = stack.enter_context(RunLog(output, label, start, config.steps, trackers))
             stack.enter_context(run.telling_of_the_lost())
             batches = stack.enter_context(closing(run.batches(start)))
@@ -219,13 +218,15 @@ class _Run:
                 batch = self._agreed(step, batches) if self._is_sharded else next(batches)
                 self._backward(step, processes.rank * config.accumulate + micro, batch, report)
         except Exception as error:  # whatever it is, the others must not wait for this process
-            if self._is_sharded or isinstance(error, LostProcessError):
-                raise processes.explained(error) from error  # they wait for a layer, or are gone: nobody can be told
+            if self._is_sharded:  # they wait for its share of a layer, or are gone: nobody can be told
+                if (lost := processes.loss_behind(error)) is not None:
+                    raise lost from error
+                raise
             failure, report.failure = error, str(error)
         report.wants_to_stop = stop.is_made
         reports = processes.gather(report)
         raise_first(failure, [other.failure for other in reports])
-        parts = [part for other in reports for part in other.parts]
+        parts = [part for other in reports for part in other.parts if part[0]]
         is_stopping = any(other.wants_to_stop for other in reports)
         if not parts:  # every sample of the step was skipped: there is nothing to learn from
             return {"loss": None, "norm": None, "rate": rate}, is_stopping

@@ -86,15 +86,17 @@ class Processes:
         try:
             return talk()
         except RuntimeError as error:  # of gloo's, NCCL's and torch's own kinds
-            raise self.explained(error) from error
+            if (lost := self.loss_behind(error)) is not None:
+                raise lost from error
+            raise
 
-    def explained(self, error: Exception) -> Exception:
-        """A LostProcessError where another process is gone and `error` came of that; else `error` itself."""
+    def loss_behind(self, error: Exception) -> LostProcessError | None:
+        """What to raise instead of an error of the engine, where it came of another process being gone."""
         if self.count == 1 or not isinstance(error, RuntimeError):
-            return error
+            return None
         ranks = self._dead_peers()
         is_lost = ranks or _is_broken_connection(error)
-        return LostProcessError(self._told(ranks), ranks) if is_lost else error
+        return LostProcessError(self._told(ranks), ranks) if is_lost else None
 
     @torch.no_grad()
     def sum(self, tensors: Sequence[Tensor]) -> None:

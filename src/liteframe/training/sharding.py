@@ -44,12 +44,13 @@ def launcher_shards() -> bool:
         "fsdp_version: 1": os.environ.get("FSDP_VERSION", "1") != "2",
         "fsdp_offload_params: true": _is_on("FSDP_OFFLOAD_PARAMS"),
         "fsdp_cpu_ram_efficient_loading: true": _is_on("FSDP_CPU_RAM_EFFICIENT_LOADING"),
+        "fsdp_activation_checkpointing: true": _is_on("FSDP_ACTIVATION_CHECKPOINTING"),
     }
     found = [name for name, is_wrong in wrong.items() if is_wrong]
     if found:
         raise ConfigError(
             f"accelerate's config: {', '.join(found)} cannot be used; take recipes/launch/fsdp2.yaml, which has "
-            "fsdp_version: 2 and neither of the others"
+            "fsdp_version: 2 and none of the others (for activations there is tune.gradient_checkpointing)"
         )
     return True
 
@@ -72,7 +73,7 @@ def shard(root: RunsInside, layers: Sequence[nn.Module], dtype: torch.dtype) -> 
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    is_released = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("1", "true", "yes")
+    is_released = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() not in ("0", "false", "no")
     frozen = {parameter for parameter in root.parameters() if not parameter.requires_grad}
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=is_released, ignored_params=frozen)

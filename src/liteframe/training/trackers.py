@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from liteframe.config import Config
 from liteframe.errors import ConfigError
@@ -19,8 +19,6 @@ from liteframe.errors import ConfigError
 
 class TrackerConfig(Config):
     """Services that get the figures; each needs its own package, and reads its own environment variables."""
-
-    free_settings: ClassVar[frozenset[str]] = frozenset({"wandb", "trackio", "name"})
 
     wandb: str | None = None
     """A project of Weights & Biases; none: it is not used. ``WANDB_MODE=offline`` sends nothing."""
