@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from liteframe.data.needle_clips import NeedleClipConfig, NeedleClips
@@ -32,7 +33,8 @@ ATTENTION = ("attention", "sdpa", "bmm")
 def counted(run: Callable[[], Tensor]) -> tuple[int, int]:
     """FLOPs of matrix products with weights, forward and backward, and of attention."""
     counter = FlopCounterMode(display=False)
-    with counter:
+    # As plain products, which the counter knows on every machine.
+    with counter, sdpa_kernel(SDPBackend.MATH):
         run().backward()
     flops = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
     attention = sum(count for name, count in flops.items() if any(word in name for word in ATTENTION))
@@ -64,18 +66,20 @@ def test_a_lessons_products_are_those_that_torch_makes(mode: str) -> None:
     turns = writer.conversation([("What moves?", "a bar"), ("Where?", "right")], Slots(8, 4), 1, None, True)
     lesson = VideoLesson(turns, torch.randn(2, 1, 2, 2, 32), None, "x")
     config = LoopConfig(steps=1, learning_rate=1.0)
-    task = AdaptTask(model, checkpoint, make_student(), _Keeps(), (4,), 0.0, config, batch=1)
+    student = make_student().requires_grad_(False)
+    task = AdaptTask(model, checkpoint, student, _Keeps(), (4,), 0.0, config, batch=1)
     products, _ = counted(lambda: task.loss(AdaptBatch([lesson]))[0])
     claimed = task.loss(AdaptBatch([lesson]))[1]["flops"]
     text = TextSize.of(model.config.text_config)
     attention = 3 * text.layers * (text.layer_flops(turns.length) - 2 * turns.length * text.layer_products)
-    # An adapter of the projector is a few products of rank 2 that are not counted.
-    slack = 2 * 3 * 2 * (128 + 48 + 48 + 48) * 2 if mode == "projector by lora" else 0
-    assert 0 <= products - (claimed - attention) <= slack
+    # Of a projector with adapters, their few products are not counted, and the first matrix's towards its input, which
+    # nothing needs, are.
+    is_rough = mode == "projector by lora"
+    assert products == pytest.approx(claimed - attention, rel=2e-3 if is_rough else 0, abs=0)
     # Where the tokens are not known yet, the frozen encoder's share comes on top.
     pixels = torch.zeros(8, 3, 56, 56, dtype=torch.uint8)
     encoded = task.loss(AdaptBatch([VideoLesson(turns, None, pixels, "x")]))[1]["flops"]
-    assert encoded - claimed == make_student().flops(56, 56, 8)
+    assert encoded - claimed == student.flops(56, 56, 8)
 
 
 def test_turns_that_see_the_video_alone_share_it() -> None:

@@ -1,4 +1,4 @@
-"""docs/training.md: every command in it is one that exists, and the path from videos to an adapted model works in small."""
+"""docs/training.md: every command in it exists, and the path from videos to an adapted model works in small."""
 
 from __future__ import annotations
 
