@@ -36,6 +36,9 @@ initialise = "nothing"
 hidden_sizes = {hidden_sizes}
 mlp_sizes = {mlp_sizes}
 depths = {depths}
+[loss]
+# `clipped_mse` clips by the spread of each process's own residuals.
+name = "mse"
 [data]
 clips = 3
 workers = 1

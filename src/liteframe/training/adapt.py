@@ -267,7 +267,7 @@ class _Trained(RunsInside):
             self.encoder = encoder
 
 
-def _trainable(tune: TuneConfig, checkpoint: Checkpoint, encoder: VideoEncoder) -> tuple[nn.Module, Any]:
+def _trainable(tune: TuneConfig, checkpoint: Checkpoint, encoder: VideoEncoder) -> tuple[_Trained, Any]:
     """The module for the loop, and peft's model where there is one."""
     model = checkpoint.model.requires_grad_(False)
     adapted = None

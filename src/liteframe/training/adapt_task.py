@@ -305,10 +305,11 @@ class AdaptTask:
         """Of the lesson, and of the encoder where its tokens are not known yet."""
         visual = lesson.turns.prefix.count(self._checkpoint.model.config.image_token_id)
         behind = self._flops.lesson(lesson.turns, visual)
-        if lesson.pixels is None:
+        count_encoder = getattr(self._encoder, "flops", None)  # not every baseline has it
+        if lesson.pixels is None or not callable(count_encoder):
             return behind
-        count, _, height, width = lesson.pixels.shape
-        return behind + (3 if self._is_encoder_trained else 1) * self._encoder.flops(height, width, count)
+        frames, _, height, width = lesson.pixels.shape
+        return behind + (3 if self._is_encoder_trained else 1) * int(count_encoder(height, width, frames))
 
     def _frames_of(self, lesson: VideoLesson) -> int:
         groups = lesson.features if lesson.features is not None else lesson.pixels

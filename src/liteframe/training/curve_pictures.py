@@ -106,7 +106,7 @@ def _legend(figure: Any, runs: Sequence[str], has_held_out: bool, theme: Theme) 
     handles = [Line2D([], [], color=theme.runs[n % len(theme.runs)], label=run) for n, run in enumerate(runs)]
     if has_held_out:
         handles.append(Line2D([], [], color=theme.ink, marker="o", linestyle=":", markersize=4, label="held out"))
-    width = max(len(handle.get_label()) for handle in handles) * 0.09 + 0.75
+    width = max(len(str(handle.get_label())) for handle in handles) * 0.09 + 0.75
     columns = max(1, int(figure.get_figwidth() / width))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 

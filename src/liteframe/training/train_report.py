@@ -98,7 +98,7 @@ def write_train_report(folder: Path, out: Path | None = None) -> dict[str, Any]:
     out = out or folder
     names = [run.name for run in runs]
     page = _page(result["runs"], names, curves, figures)
-    contents = {
+    contents: dict[str, str | bytes] = {
         "train-report.png": draw_curves(curves, names, "png", LIGHT),
         "train-report.html": page,
         "train-report.json": json.dumps(result, indent=1) + "\n",
