@@ -22,6 +22,7 @@ from rich.text import Text
 from liteframe import (  # noqa: F401 (each registers its commands)
     cli_evaluation,
     cli_models,
+    cli_training,
     cli_videos,
     tables,
     terminal,

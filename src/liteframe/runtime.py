@@ -8,8 +8,9 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from liteframe.errors import InputError
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+# Of a rate: runs of which the best counts, and the sides of the square matrices that are multiplied.
+_REPEATS = 5
+CPU_MATRIX_SIDES, GPU_MATRIX_SIDES = (512, 1024, 2048), (4096, 8192)
 
 
 def tune_allocator() -> bool:
@@ -105,6 +109,41 @@ def _processor() -> str:
     except OSError:
         named = []
     return named[0] if named else platform.processor() or platform.machine()
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, is_quick: bool = False) -> float:
+    """Floating-point operations a second, two a multiply-add, of the best square matrix product of plain torch here.
+
+    Args:
+        is_quick: without the largest, which gains a few per cent and takes most of the time.
+    """
+    import torch
+
+    rate = 0.0
+    sides = GPU_MATRIX_SIDES if device.type == "cuda" else CPU_MATRIX_SIDES
+    for side in sides[:-1] if is_quick else sides:
+        matrix = torch.rand(side, side, device=device, dtype=dtype)
+        rate = max(rate, 2 * side**3 / best_seconds(partial(torch.mm, matrix, matrix), device))
+    return rate
+
+
+def best_seconds(run: Callable[[], Any], device: torch.device) -> float:
+    """The shortest of a few runs; what is short is repeated inside a run, so that the clock's grain is small."""
+    import torch
+
+    watch = Stopwatch(device)
+
+    def timed(times: int) -> float:
+        watch.synchronize()
+        start = time.perf_counter()
+        for _ in range(times):
+            run()
+        watch.synchronize()
+        return (time.perf_counter() - start) / times
+
+    with torch.inference_mode():
+        times = max(1, min(50, int(0.02 / max(timed(1), 1e-6))))
+        return min(timed(times) for _ in range(_REPEATS))
 
 
 class Stopwatch:

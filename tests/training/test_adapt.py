@@ -173,6 +173,34 @@ def test_a_run_learns_its_conversations_and_the_model_is_asked(
     assert (answer.text, answer.num_visual_tokens) == ("yes", 2)
 
 
+def test_the_held_out_accuracy_is_that_of_asking(recipe: Path, tmp_path: Path, clip: Path) -> None:
+    """One pass over the true answers, against generating each from the finished model."""
+    questions = [("Is it dark?", "yes"), ("Where?", "to the right"), ("What moves?", "a tree"), ("Is it dark?", "no")]
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(record("clip.mp4", question) for question in questions))
+    changes = ["steps=40", "save_every=100", "curriculum.frames=[8]", "data.turns=separate", "evaluate_every=20"]
+    found = adapt(recipe, [*changes, f"data.held_out={held_out.as_posix()}", "data.held_out_frames=8"])
+    model = VideoLLM.from_pretrained(tmp_path / "run", device="cpu")
+    right = [model.ask(clip, question, num_frames=8).text == answer for question, answer in questions]
+    assert found["held_out"]["accuracy"] == sum(right) / 4 == 0.5
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    judged = {line["step"]: line["held_out_accuracy"] for line in lines if "held_out_accuracy" in line}
+    assert list(judged) == [20, 40] and judged[40] == 0.5
+    assert lines[-1]["held_out_loss"] == pytest.approx(found["held_out"]["loss"], rel=1e-5)
+    assert [point["step"] for point in found["curve"] if "held_out_loss" in point] == [20, 40]
+    assert 0 < lines[-1]["mfu"] < 1
+
+
+def test_judging_on_the_way_needs_something_to_judge_by(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate_every: give data\.held_out"):
+        adapt(recipe, ["evaluate_every=1"])
+
+
+def test_adapters_are_not_divided(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tune.shard.*adapters are small, and every process keeps them"):
+        adapt(recipe, ["tune.mode=lora", "tune.shard=true"])
+
+
 def test_full_training_leaves_tower_and_student_alone(recipe: Path, base: Path, tmp_path: Path) -> None:
     adapt(recipe)
     before, after = weights(base), weights(tmp_path / "run")

@@ -100,7 +100,7 @@ def test_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatc
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=4_500_000))
-        patch.setattr(checkpoint, "save_file", None)
+        patch.setattr(checkpoint, "write_tensors", None)
         with pytest.raises(CheckpointError, match=r"no space left \(5 MB are needed and 4 MB are free\)"):
             save_training_state(tmp_path, 2, module, optimizer, {})
     assert contents(tmp_path) == before
@@ -126,7 +126,7 @@ def test_run_goes_on_when_there_is_room_again(tmp_path: Path, monkeypatch: pytes
 def test_log_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
     with (
         pytest.raises(CheckpointError, match=r"log\.jsonl: cannot be written \(No space left on device\)"),
-        RunLog(tmp_path, "run", 0, 10, tensorboard=False) as log,
+        RunLog(tmp_path, "run", 0, 10) as log,
     ):
         log._file.close()
         log._file = Path("/dev/full").open("w")  # noqa: SIM115 (the log closes it)

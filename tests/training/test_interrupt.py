@@ -29,10 +29,10 @@ def started(output: Path, task: dict, die_while_saving: int = -1) -> subprocess.
     """Train in another process; with `die_while_saving` it kills itself when half of that step's file is written."""
     program = f"""
 import os, runpy, signal, sys
-from liteframe.training import checkpoint
+from liteframe.training import checkpoint_files as checkpoint
 save_file = checkpoint.save_file
-def save_half(tensors, path):
-    save_file(tensors, path)
+def save_half(tensors, path, metadata=None):
+    save_file(tensors, path, metadata)
     if path.parent.name == ".step-{die_while_saving:08d}.part" and path.name == "optimizer.safetensors":
         os.truncate(path, path.stat().st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -76,7 +76,7 @@ def test_run_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path) -> 
     for file in ("model", "average", "optimizer"):
         assert (last / f"{file}.safetensors").read_bytes() == (whole / f"{file}.safetensors").read_bytes(), file
     assert logged(output) == list(range(1, 41))
-    assert sorted(p.name for p in output.iterdir()) == ["log.jsonl", "step-00000039", "step-00000040"]
+    assert sorted(p.name for p in output.iterdir()) == ["events.jsonl", "log.jsonl", "step-00000039", "step-00000040"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

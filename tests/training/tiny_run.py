@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from liteframe.errors import LiteFrameError
+from liteframe.training import checkpoint
 from liteframe.training.loop import LoopConfig, train
 
 SETTINGS = {"steps": 12, "learning_rate": 0.05, "save_every": 4, "max_grad_norm": 0.5}
@@ -72,12 +73,20 @@ class Points:
         fail: tuple[int, int] = (-1, -1),
         stop: tuple[int, int] = (-1, -1),
         hold: int = -1,
+        kill: tuple[int, int, str] = (-1, -1, ""),
     ) -> None:
         torch.manual_seed(0)
         layers = [nn.Linear(3, 16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 1), nn.Linear(2, 2)]
-        self.module = nn.ModuleList(layers)  # the last one is not used: it has no gradient
+        self.layers = nn.ModuleList(layers)  # the last one is not used: it has no gradient
+        self.module: nn.Module = self.layers
         self.skips, self.by_weight, self.poison = skips, by_weight, poison
-        self.fail, self.stop, self.hold = fail, stop, hold
+        self.fail, self.stop, self.hold, self.kill = fail, stop, hold, tuple(kill)
+
+    def die(self, step: int, where: str) -> None:
+        """End at once, as by ``kill -9``, if this process is the one; not when torchrun has started it again."""
+        rank, attempt = (int(os.environ.get(name, "0")) for name in ("RANK", "TORCHELASTIC_RESTART_COUNT"))
+        if (step, rank, where) == self.kill and attempt == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def part(self, step: int, part: int, parts: int) -> tuple[int, list[int], Tensor] | None:
         if step == self.hold:
@@ -86,6 +95,7 @@ class Points:
             raise LiteFrameError(f"part {part} of step {step} cannot be read")
         if (step, part) == tuple(self.stop):
             os.kill(os.getpid(), signal.SIGTERM)
+        self.die(step, "data")
         points = torch.randn(SAMPLES, 3, generator=torch.Generator().manual_seed(step))
         mine = [n for n in range(part * SAMPLES // parts, (part + 1) * SAMPLES // parts) if not self.is_bad(step, n)]
         return (step, mine, points[mine]) if mine else None
@@ -99,8 +109,10 @@ class Points:
 
     def loss(self, batch: tuple[int, list[int], Tensor]) -> tuple[Tensor, dict[str, int | float]]:
         step, mine, x = batch
-        first, gelu, dropout, last, _ = self.module
+        first, gelu, dropout, last, _ = self.layers
         error = (last(dropout(gelu(first(x))))[:, 0] - x.sin().sum(1)).square()
+        if error.requires_grad:
+            error.register_hook(lambda _: self.die(step, "backward"))
         if step == self.poison and 6 in mine:
             error = error * math.nan
         # The biggest coordinates weigh nothing in the loss: this only checks the means of figures.
@@ -133,7 +145,7 @@ def main(output: Path, scenarios: list[str]) -> None:
         points = Points(**task)
         # Other weights at the start: the main process's must win.
         if rank == "1":
-            nn.init.zeros_(points.module[0].weight)
+            nn.init.zeros_(points.layers[0].weight)
         try:
             folder = output / ("stop" if name == "resumed" else name)
             train(points, LoopConfig(**SETTINGS, **settings), folder, name)
@@ -146,6 +158,14 @@ def main(output: Path, scenarios: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[2].startswith("{"):
         config = LoopConfig(**{**SETTINGS, **json.loads(sys.argv[2])})
-        train(Points(**json.loads(sys.argv[3])), config, Path(sys.argv[1]), "run")
+        task = Points(**json.loads(sys.argv[3]))
+        publish = checkpoint._Draft.publish
+
+        def die_or_publish(draft: checkpoint._Draft, state: dict) -> None:
+            task.die(state["step"], "save")
+            publish(draft, state)
+
+        checkpoint._Draft.publish = die_or_publish
+        train(task, config, Path(sys.argv[1]), "run")
     else:
         main(Path(sys.argv[1]), sys.argv[2:])

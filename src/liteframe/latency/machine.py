@@ -6,8 +6,6 @@ import ctypes
 import os
 import platform
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +14,8 @@ from typing import Any
 import torch
 
 from liteframe.latency.cost import Rates
-from liteframe.runtime import Stopwatch, machine_facts
+from liteframe.runtime import best_seconds, machine_facts, matrix_rate
 
-_REPEATS = 5
-_CPU_SIDES, _GPU_SIDES = (512, 1024, 2048), (4096, 8192)
 _COLUMNS = 1024
 _SMALLEST_BUFFER, _LARGEST_BUFFER = 1 << 20, 256 << 20
 _PROCESS = Path("/proc/self")
@@ -56,35 +52,16 @@ class Gauge:
     def measure(self) -> None:
         """Measure once more: of every rate the best of a few runs after one of warm-up."""
         device, dtype = self._device, self._dtype
-        for side in _GPU_SIDES if self._device.type == "cuda" else _CPU_SIDES:
-            matrix = torch.rand(side, side, device=device, dtype=dtype)
-            self._keep("flops_per_second", 2 * side**3 / _best_seconds(partial(torch.mm, matrix, matrix), device))
+        self._keep("flops_per_second", matrix_rate(device, dtype))
         source, target = (torch.rand(self._count, device=device, dtype=dtype) for _ in range(2))
         size = self._count * dtype.itemsize
-        self._keep("copy_bytes_per_second", 2 * size / _best_seconds(partial(target.copy_, source), device))
+        self._keep("copy_bytes_per_second", 2 * size / best_seconds(partial(target.copy_, source), device))
         rows, vector = source.view(-1, _COLUMNS), torch.rand(_COLUMNS, device=device, dtype=dtype)
-        self._keep("read_bytes_per_second", size / _best_seconds(partial(torch.mv, rows, vector), device))
+        self._keep("read_bytes_per_second", size / best_seconds(partial(torch.mv, rows, vector), device))
         self._keep("bytes_per_second", max(self.best[f"{kind}_bytes_per_second"] for kind in ("copy", "read")))
 
     def _keep(self, name: str, rate: float) -> None:
         self.best[name] = max(self.best.get(name, 0.0), rate)
-
-
-def _best_seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """The shortest of `_REPEATS` runs; what is short is repeated inside a run, so that the clock's grain is small."""
-    watch = Stopwatch(device)
-
-    def timed(times: int) -> float:
-        watch.synchronize()
-        start = time.perf_counter()
-        for _ in range(times):
-            run()
-        watch.synchronize()
-        return (time.perf_counter() - start) / times
-
-    with torch.inference_mode():
-        times = max(1, min(50, int(0.02 / max(timed(1), 1e-6))))
-        return min(timed(times) for _ in range(_REPEATS))
 
 
 def bench_facts(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -30,12 +30,14 @@ from liteframe.errors import ConfigError
 from liteframe.language.adapter import attach_lora, save_adapter, weights_digest
 from liteframe.language.loading import Checkpoint, CheckpointSettings, load_checkpoint, save_checkpoint
 from liteframe.language.places import find_checkpoint
-from liteframe.runtime import machine_facts, seed_everything
+from liteframe.runtime import choose_dtype, machine_facts, seed_everything
 from liteframe.tensor_store import TensorStore
-from liteframe.training.adapt_task import AdaptTask, BankLessons, ConversationLessons, LessonSource
+from liteframe.training.adapt_task import AdaptTask, BankLessons, ConversationLessons, LessonSource, VideoLesson
+from liteframe.training.checkpoint import load_weights
 from liteframe.training.loop import LoopConfig, train
 from liteframe.training.processes import Processes, training_device
 from liteframe.training.record import command_line, curve, finished_record, move_into, write_record
+from liteframe.training.sharding import RunsInside, launcher_shards, shard
 from liteframe.training.token_bank import TokenBank, TokenBankConfig
 
 
@@ -59,6 +61,8 @@ class LoraConfig(Config):
 class TuneConfig(Config):
     """What of the model is trained."""
 
+    free_settings: ClassVar[frozenset[str]] = frozenset({"shard", "gradient_checkpointing"})
+
     mode: Literal["lora", "full"] = "lora"
     """The language model: low-rank adapters, or all of it."""
     projector: bool = True
@@ -67,6 +71,9 @@ class TuneConfig(Config):
     """Train the encoder as well (its tokens then cannot come from a cache)."""
     lora: LoraConfig = LoraConfig()
     """Used where `mode` is lora."""
+    shard: bool = False
+    """Where `mode` is full: each process keeps a share of weights, gradients and AdamW's moments (FSDP2), not all of
+    them. ``accelerate launch`` with ``fsdp_version: 2`` asks for it, too; one process keeps all in any case."""
     gradient_checkpointing: bool = False
     """Compute activations of the language model again in the backward pass: less memory, a third more time."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
@@ -92,7 +99,9 @@ class CurriculumConfig(Config):
 class AdaptDataConfig(Config):
     """Where conversations come from."""
 
-    free_settings: ClassVar[frozenset[str]] = frozenset({"workers", "isolate", "cache", "cache_gigabytes"})
+    free_settings: ClassVar[frozenset[str]] = frozenset(
+        {"workers", "isolate", "cache", "cache_gigabytes", "held_out", "held_out_videos", "held_out_frames"}
+    )
 
     path: str | None = None
     """A file of conversations (see `liteframe.data.conversations`); none takes the token bank of needle clips."""
@@ -108,6 +117,13 @@ class AdaptDataConfig(Config):
     """Batches among which conversations are exchanged so that those of a batch are of similar length."""
     bad_videos: BadVideoPolicy = BadVideoPolicy()
     """When records and videos that cannot be used stop the run."""
+    held_out: str | None = None
+    """A file of conversations that judges the model, each question alone, such as the ``questions.jsonl`` of `liteframe
+    needles`: at the end, and on the way where `evaluate_every` says so."""
+    held_out_videos: int = pydantic.Field(32, ge=1)
+    """How many of its videos, at most."""
+    held_out_frames: int = pydantic.Field(32, ge=1)
+    """Frames of each."""
     workers: int = pydantic.Field(1, ge=0)
     """Threads that decode videos ahead of the training."""
     isolate: bool = True
@@ -166,6 +182,10 @@ def adapt(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     checkpoint = load_checkpoint(recipe.model, str(training_device()), _model_dtype(recipe))
     encoder = _build_encoder(recipe, checkpoint)
     module, adapted = _trainable(recipe.tune, checkpoint, encoder)
+    num_trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    if divided := _is_to_be_divided(recipe.tune):
+        dtype = choose_dtype(training_device(), recipe.precision)
+        shard(module, list(checkpoint.model.model.language_model.layers), dtype)
     source, num_bad_records = _lessons(recipe, checkpoint, encoder, output)
     task = AdaptTask(
         module,
@@ -177,21 +197,30 @@ def adapt(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
         recipe,
         batch=recipe.data.conversations,
         workers=recipe.data.workers,
+        held_out=_held_out(recipe, checkpoint, encoder),
     )
     with closing(task):
-        train(task, recipe, output, "adapt", recipe)
+        last = train(task, recipe, output, "adapt", recipe)
+        held_out = {"held_out": task.evaluate()} if recipe.data.held_out is not None else {}
     record = {
         "command": command_line("adapt", recipe_path, overrides),
         "recipe": recipe.model_dump(mode="json"),
         "machine": machine_facts(),
         "base": {"name": recipe.model, "digest": weights_digest(find_checkpoint(recipe.model))},
-        "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "trained_parameters": num_trained,
         "steps": recipe.steps,
         "bad_records": num_bad_records,
         "skipped": source.num_skipped,
+        **held_out,
         **curve(output / "log.jsonl"),
     }
     if Processes().is_main:
+        if divided:
+            # Put together from the last checkpoint: no process has all of the weights, and none has to.
+            checkpoint = load_checkpoint(recipe.model, "cpu", _model_dtype(recipe))
+            encoder = _build_encoder(recipe, checkpoint)
+            module, adapted = _trainable(recipe.tune, checkpoint, encoder)
+            load_weights(last, module)
         _export(recipe, checkpoint, encoder, adapted, output)
         write_record(output, record)
     return record
@@ -217,7 +246,18 @@ def _build_encoder(recipe: AdaptRecipe, checkpoint: Checkpoint) -> VideoEncoder:
     return encoder.requires_grad_(recipe.tune.encoder)
 
 
-class _Trained(nn.Module):
+def _is_to_be_divided(tune: TuneConfig) -> bool:
+    """Whether the launcher or the recipe wants the trained weights divided, and there is someone to share them with."""
+    is_wanted = launcher_shards() or tune.shard
+    if is_wanted and tune.mode != "full":
+        raise ConfigError(
+            f"tune.shard, or fsdp_version: 2 of accelerate's config, with tune.mode = '{tune.mode}': adapters are "
+            'small, and every process keeps them; leave it out, or take tune.mode = "full"'
+        )
+    return is_wanted and Processes().count > 1
+
+
+class _Trained(RunsInside):
     """What a run trains: its parameters that require a gradient are checkpointed."""
 
     def __init__(self, model: nn.Module, encoder: nn.Module | None) -> None:
@@ -227,7 +267,7 @@ class _Trained(nn.Module):
             self.encoder = encoder
 
 
-def _trainable(tune: TuneConfig, checkpoint: Checkpoint, encoder: VideoEncoder) -> tuple[nn.Module, Any]:
+def _trainable(tune: TuneConfig, checkpoint: Checkpoint, encoder: VideoEncoder) -> tuple[_Trained, Any]:
     """The module for the loop, and peft's model where there is one."""
     model = checkpoint.model.requires_grad_(False)
     adapted = None
@@ -267,7 +307,10 @@ def _lessons(
     """Where lessons come from, and how many records of the file are none."""
     data = recipe.data
     if data.path is None:
-        bank = TokenBank(data.bank, encoder, checkpoint.pixels, recipe.seed, output / "bank.safetensors")
+        path = output / "bank.safetensors"
+        # Two processes must not write one file; those that find none make the same clips.
+        cache = path if Processes().is_main or path.exists() else None
+        bank = TokenBank(data.bank, encoder, checkpoint.pixels, recipe.seed, cache)
         return BankLessons(bank, checkpoint, encoder), 0
     skipped_list = output / "skipped.jsonl" if Processes().is_main else None
     records = read_conversations(data.path, data.root)
@@ -284,6 +327,21 @@ def _lessons(
         _token_cache(recipe, checkpoint),
     )
     return ConversationLessons(sampler, checkpoint, encoder, data.turns == "chat"), num_bad
+
+
+def _held_out(recipe: AdaptRecipe, checkpoint: Checkpoint, encoder: VideoEncoder) -> list[VideoLesson]:
+    """The lessons that judge the model, if any, in memory; each question alone, as when the model is used."""
+    data = recipe.data
+    if data.held_out is None:
+        if recipe.evaluate_every:
+            raise ConfigError("evaluate_every: give data.held_out, a file of conversations to judge the model by")
+        return []
+    conversations, _ = usable(read_conversations(data.held_out, data.root), None, data.bad_videos.max_bad_share)
+    size = checkpoint.pixels.height, checkpoint.pixels.width
+    sampler = ConversationSampler(conversations, size, encoder.group_size, 1, window=1, isolate=data.isolate)
+    source = ConversationLessons(sampler, checkpoint, encoder, is_chat=False)
+    count = min(data.held_out_videos, len(conversations))
+    return [source.lesson(index, data.held_out_frames) for index in range(count)]
 
 
 def _token_cache(recipe: AdaptRecipe, checkpoint: Checkpoint) -> TensorStore | None:

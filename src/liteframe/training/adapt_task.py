@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,8 +19,11 @@ from liteframe.errors import InputError
 from liteframe.language.loading import Checkpoint
 from liteframe.language.projector import project_grid, shuffled_tokens
 from liteframe.language.prompt import PromptBuilder, Slots
+from liteframe.runtime import choose_dtype
+from liteframe.training.flops import AdaptFlops
 from liteframe.training.loop import LoopConfig
-from liteframe.training.packing import VideoTurns, pack_turns, splice
+from liteframe.training.packing import PackedTurns, VideoTurns, answers_right, pack_turns, splice
+from liteframe.training.sharding import RunsInside
 from liteframe.training.token_bank import TokenBank
 from liteframe.training.turn_writer import TurnWriter
 from liteframe.video.transform import normalize
@@ -159,6 +163,8 @@ class AdaptBatch:
 class AdaptTask:
     """Next-token loss on answers behind encoded videos. A `DivisibleTask`."""
 
+    counts_flops = True
+
     def __init__(
         self,
         module: nn.Module,
@@ -171,14 +177,19 @@ class AdaptTask:
         *,
         batch: int,
         workers: int = 0,
+        held_out: Sequence[VideoLesson] = (),
     ) -> None:
         """Args:
-        module: holds what is trained.
+        module: holds what is trained; a `RunsInside` is called around every use of it.
         frames, ramp: the curriculum, see `num_frames`.
         batch: lessons a step.
         workers: threads that make lessons ahead.
+        held_out: lessons that the model is judged by, and never learns.
         """
         self.module = module
+        self._inside = module if isinstance(module, RunsInside) else RunsInside()
+        self._held_out = held_out
+        self._flops = AdaptFlops.of(checkpoint.model)
         self._checkpoint = checkpoint
         self._encoder = encoder
         self._is_encoder_trained = any(p.requires_grad for p in encoder.parameters())
@@ -212,6 +223,41 @@ class AdaptTask:
 
     def loss(self, batch: AdaptBatch) -> tuple[Tensor, dict[str, int | float]]:
         """Mean cross-entropy over answer tokens; also what share of them is right, and of the rows is padding."""
+        return self._inside(lambda: self._loss(batch))
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Of the held-out lessons: the loss of an answer token, and the share of answers that are exactly right."""
+        was_training = self.module.training
+        self.module.eval()
+        total, tokens, right, answers = 0.0, 0, 0, 0
+        device = self._checkpoint.model.device
+        is_half = choose_dtype(device, self._config.precision) == torch.bfloat16
+        for lesson in self._held_out:
+            with torch.autocast(device.type, torch.bfloat16, enabled=is_half):
+                packed, logits, targets = self._inside(partial(self._predict, AdaptBatch([lesson])))
+            total += float(F.cross_entropy(logits.float(), targets, reduction="sum"))
+            tokens += len(targets)
+            good, all_of_them = answers_right(packed, logits.argmax(-1))
+            right, answers = right + good, answers + all_of_them
+        self.module.train(was_training)
+        return {"loss": total / max(1, tokens), "accuracy": right / max(1, answers)}
+
+    def _loss(self, batch: AdaptBatch) -> tuple[Tensor, dict[str, int | float]]:
+        packed, logits, targets = self._predict(batch)
+        tokens = sum(lesson.turns.length for lesson in batch.lessons)
+        figures: dict[str, int | float] = {
+            "right": float((logits.argmax(-1) == targets).float().mean()),
+            "frames": sum(self._frames_of(lesson) for lesson in batch.lessons) / len(batch.lessons),
+            "padding": 1 - tokens / packed.ids.numel(),
+            "samples": len(batch.lessons),
+            "weight": len(targets),
+            "flops": sum(self._flops_of(lesson) for lesson in batch.lessons),
+        }
+        return F.cross_entropy(logits.float(), targets), figures
+
+    def _predict(self, batch: AdaptBatch) -> tuple[PackedTurns, Float[Tensor, "n v"], Int[Tensor, " n"]]:
+        """The rows, and at each position with a target the logits and the target."""
         model = self._checkpoint.model
         prompts_id, pad = model.config.image_token_id, int(self._checkpoint.tokenizer.pad_token_id or 0)
         packed = pack_turns([lesson.turns for lesson in batch.lessons], prompts_id, pad).to(model.device)
@@ -225,16 +271,7 @@ class AdaptTask:
             inputs_embeds=embeddings, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
         ).last_hidden_state
         asked = packed.targets >= 0
-        logits, targets = model.lm_head(hidden[asked]), packed.targets[asked]
-        tokens = sum(lesson.turns.length for lesson in batch.lessons)
-        figures: dict[str, int | float] = {
-            "right": float((logits.argmax(-1) == targets).float().mean()),
-            "frames": sum(self._frames_of(lesson) for lesson in batch.lessons) / len(batch.lessons),
-            "padding": 1 - tokens / packed.ids.numel(),
-            "samples": len(batch.lessons),
-            "weight": len(targets),
-        }
-        return F.cross_entropy(logits.float(), targets), figures
+        return packed, model.lm_head(hidden[asked]), packed.targets[asked]
 
     def describe(self, batch: AdaptBatch) -> str:
         """The lessons of a batch, for a run that has to stop at it."""
@@ -263,6 +300,16 @@ class AdaptTask:
             for part in lesson.pixels.split(step)
         ]
         return torch.cat(parts)
+
+    def _flops_of(self, lesson: VideoLesson) -> int:
+        """Of the lesson, and of the encoder where its tokens are not known yet."""
+        visual = lesson.turns.prefix.count(self._checkpoint.model.config.image_token_id)
+        behind = self._flops.lesson(lesson.turns, visual)
+        count_encoder = getattr(self._encoder, "flops", None)  # not every baseline has it
+        if lesson.pixels is None or not callable(count_encoder):
+            return behind
+        frames, _, height, width = lesson.pixels.shape
+        return behind + (3 if self._is_encoder_trained else 1) * int(count_encoder(height, width, frames))
 
     def _frames_of(self, lesson: VideoLesson) -> int:
         groups = lesson.features if lesson.features is not None else lesson.pixels

@@ -1,4 +1,8 @@
-"""Training state on disk: complete or absent, a bounded number of them, tensors in safetensors and the rest in JSON."""
+"""Training state on disk: complete or absent, a bounded number of them, tensors in safetensors and the rest in JSON.
+
+One process writes it. Where weights are divided among the processes (`training.sharding`), each writes its own rows,
+into one folder that all of them must see; the folder appears under its name when all have finished.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,19 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from liteframe.errors import CheckpointError
+from liteframe.errors import CheckpointError, LiteFrameError
+from liteframe.training.checkpoint_files import SavedTensors, damaged, has_tensors, local_bytes, write_tensors
 from liteframe.training.optimizer import WeightAverage, trainable_parameters
+from liteframe.training.processes import Processes
+from liteframe.training.sharding import is_sharded
 
 _FOLDER = re.compile(r"step-(\d{8})")
 _LEFTOVER = re.compile(r"\.step-\d{8}\.(part|old)")
@@ -31,6 +38,7 @@ def save_training_state(
     state: dict[str, Any],
     keep: int = 2,
     average: WeightAverage | None = None,
+    processes: Processes | None = None,
 ) -> Path:
     """Write ``output/step-XXXXXXXX`` and delete all but the newest `keep`, and what an interrupted call left behind.
 
@@ -38,43 +46,88 @@ def save_training_state(
     renamed. Old ones are deleted after that, so there must be room for one more than `keep`.
     ``model.safetensors`` has the trained parameters; ``buffers.safetensors`` the running statistics, where a module has
     any; ``average.safetensors`` the average, where one is kept; ``optimizer.safetensors`` each entry of the optimizer
-    under ``parameter/entry``; ``state.json`` the rest.
+    under ``parameter/entry``; ``state.json`` the rest. See `training.checkpoint_files` for what is divided.
+
+    Args:
+        processes: of the run, all of which must call; None: there is one.
 
     Raises:
         CheckpointError: it cannot be written, for instance because the disk is full; nothing of it stays behind, and
             the older ones are as they were.
+        TrainingError: another process could not write its part, with the same consequences.
     """
-    files = {"model.safetensors": trainable_parameters(module), "buffers.safetensors": module_buffers(module)}
+    processes = processes or Processes(alone=True)
+    draft = _Draft(output, step, processes)
+    files = {"model": trainable_parameters(module), "optimizer": _optimizer_tensors(module, optimizer)}
     if average is not None:
-        files["average.safetensors"] = average.tensors
-    files = {name: tensors for name, tensors in files.items() if tensors}
-    files["optimizer.safetensors"] = _optimizer_tensors(module, optimizer)
-    needed = _MARGIN + sum(t.numel() * t.element_size() for tensors in files.values() for t in tensors.values())
-    final = output / f"step-{step:08d}"
-    part = output / f".{final.name}.part"
+        files["average"] = average.tensors
+    divided = processes.count if is_sharded(module) else 1
+    mine = {name: tensors for name, tensors in files.items() if (divided > 1 or processes.is_main)}
+    buffers = module_buffers(module) if processes.is_main else {}
+    draft.needed = _MARGIN + sum(processes.gather(sum(local_bytes(tensors) for tensors in [*mine.values(), buffers])))
+
+    def write() -> None:
+        paths = [write_tensors(draft.part, name, t, processes.rank, divided) for name, t in mine.items()]
+        if buffers:
+            paths.append(write_tensors(draft.part, "buffers", buffers))
+        for path in paths:
+            _sync(path)
+
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        for leftover in output.iterdir():
+        draft.agree(draft.begin if processes.is_main else None)
+        draft.agree(write)
+        draft.agree((lambda: draft.publish({"step": step, **state})) if processes.is_main else None)
+    except LiteFrameError:
+        if processes.is_main:
+            shutil.rmtree(draft.part, ignore_errors=True)
+        raise
+    if processes.is_main:
+        for old in sorted(_complete_folders(output))[:-keep]:
+            _delete(old)
+    return draft.final
+
+
+class _Draft:
+    """A checkpoint that is being written, in steps on which all processes agree before the next one."""
+
+    def __init__(self, output: Path, step: int, processes: Processes) -> None:
+        self.final = output / f"step-{step:08d}"
+        self.part = output / f".{self.final.name}.part"
+        self.needed = 0
+        self._output, self._processes = output, processes
+
+    def agree(self, action: Callable[[], None] | None) -> None:
+        """Do it, or nothing; raises in every process if it failed in one."""
+        failure: Exception | None = None
+        try:
+            if action is not None:
+                action()
+        except (OSError, SafetensorError) as error:
+            failure = _unwritable(self.final, self.needed, error)
+        except Exception as error:
+            failure = error
+        self._processes.raise_together(failure)
+
+    def begin(self) -> None:
+        """An empty folder beside the final one, if there is room for what will be in it."""
+        self._output.mkdir(parents=True, exist_ok=True)
+        for leftover in self._output.iterdir():
             if _LEFTOVER.fullmatch(leftover.name):
                 shutil.rmtree(leftover)
-        if shutil.disk_usage(output).free < needed:
-            raise _unwritable(final, needed, None)
-        part.mkdir()
-        for name, tensors in files.items():
-            save_file(_stored(tensors), part / name)
-        (part / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
-        for path in [*part.iterdir(), part]:
-            _sync(path)
-        if final.exists():
-            _delete(final)
-        os.replace(part, final)
-        _sync(output)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise _unwritable(final, needed, error) from None
-    for old in sorted(_complete_folders(output))[:-keep]:
-        _delete(old)
-    return final
+        if shutil.disk_usage(self._output).free < self.needed:
+            raise _unwritable(self.final, self.needed, None)
+        self.part.mkdir()
+
+    def publish(self, state: dict[str, Any]) -> None:
+        """Give it its name."""
+        path = self.part / "state.json"
+        path.write_text(json.dumps(state), encoding="utf-8")
+        _sync(path)
+        _sync(self.part)
+        if self.final.exists():
+            _delete(self.final)
+        os.replace(self.part, self.final)
+        _sync(self._output)
 
 
 def newest_training_state(output: Path) -> Path | None:
@@ -89,7 +142,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         if not isinstance(state["step"], int):
             raise ValueError("step is no number")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, error) from None
+        raise damaged(folder, error) from None
     return state
 
 
@@ -104,12 +157,11 @@ def load_weights(folder: Path, module: nn.Module, averaged: bool | None = None) 
         CheckpointError: a file is missing, damaged or of another model; the module is then as it was.
     """
     if averaged is None:
-        averaged = (folder / "average.safetensors").is_file()
+        averaged = has_tensors(folder, "average")
     parameters = trainable_parameters(module)
-    name = "average.safetensors" if averaged else "model.safetensors"
-    goals = [(parameters, _fitting(folder, name, parameters))]
+    goals = [(parameters, _fitting(folder, "average" if averaged else "model", parameters))]
     if buffers := module_buffers(module):
-        goals.append((buffers, _fitting(folder, "buffers.safetensors", buffers)))
+        goals.append((buffers, _fitting(folder, "buffers", buffers)))
     _copy(goals)
 
 
@@ -122,22 +174,25 @@ def load_training_state(
         CheckpointError: they do not fit, or a file is missing or damaged; module and average are then as they were.
     """
     state = read_state(folder)
-    tensors = _load(folder, "optimizer.safetensors")
+    saved = SavedTensors(folder, "optimizer")
     parameters = trainable_parameters(module)
     if average is not None:
-        averages = [(average.tensors, _fitting(folder, "average.safetensors", average.tensors))]
-    for key in tensors:
+        averages = [(average.tensors, _fitting(folder, "average", average.tensors))]
+    for key in saved.shapes:
         name = key.rpartition("/")[0]
         if name not in parameters:
             raise CheckpointError(folder, f"was written for another model ({name} is not in this one)")
     load_weights(folder, module, averaged=False)
     if average is not None:
         _copy(averages)
-    for key, tensor in tensors.items():
+    for key, shape in saved.shapes.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
-        # Step counters stay on the CPU, where torch keeps them.
-        value = tensor if tensor.ndim == 0 else tensor.to(parameter.device)
+        if shape:
+            value = torch.empty_like(parameter, requires_grad=False)  # divided as the parameter is
+            saved.copy_to(key, value)
+        else:
+            value = saved.rows(key, 0, 1)  # step counters stay on the CPU, where torch keeps them
         optimizer.state[parameter][entry] = value
     return state
 
@@ -157,34 +212,19 @@ def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> d
     }
 
 
-def _stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _load(folder: Path, file: str) -> dict[str, Tensor]:
-    try:
-        return load_file(folder / file)
-    except (OSError, SafetensorError) as error:
-        raise _damaged(folder, f"{file}: {error}") from None
-
-
-def _fitting(folder: Path, file: str, goal: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, which must have the names and shapes of `goal`."""
-    saved = _load(folder, file)
-    if {n: t.shape for n, t in goal.items()} != {n: s.shape for n, s in saved.items()}:
+def _fitting(folder: Path, name: str, goal: dict[str, Tensor]) -> SavedTensors:
+    """The tensors of a name, which must have the names and shapes of `goal`."""
+    saved = SavedTensors(folder, name)
+    if {n: t.shape for n, t in goal.items()} != saved.shapes:
         raise CheckpointError(folder, "was written for another model; give the run another output folder")
     return saved
 
 
 @torch.no_grad()
-def _copy(goals: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> None:
+def _copy(goals: list[tuple[dict[str, Tensor], SavedTensors]]) -> None:
     for tensors, saved in goals:
         for name, tensor in tensors.items():
-            tensor.copy_(saved[name])
-
-
-def _damaged(folder: Path, why: object) -> CheckpointError:
-    return CheckpointError(folder, f"is damaged ({why}); delete it to resume from the one before")
+            saved.copy_to(name, tensor)
 
 
 def _unwritable(folder: Path, needed: int, error: Exception | None) -> CheckpointError:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import pydantic
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
@@ -27,15 +26,13 @@ from torch.nn import functional as F
 from liteframe.config import Config
 from liteframe.data.clip_loader import ClipLoader
 from liteframe.data.clips import Clip, ClipSource
-from liteframe.encoders.inherit import inherit_from_image_vit, inherit_from_teacher
 from liteframe.encoders.interface import PixelConfig
-from liteframe.encoders.loading import load_student
 from liteframe.encoders.pooling import PooledEncoder
-from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder
+from liteframe.encoders.student import LiteFrameEncoder
 from liteframe.encoders.teacher import TeacherEncoder
 from liteframe.errors import ConfigError
 from liteframe.language.loading import quiet
-from liteframe.language.vision_tower import LoadedTower, load_vision_tower
+from liteframe.language.vision_tower import load_vision_tower
 from liteframe.runtime import machine_facts, seed_everything
 from liteframe.tensor_store import TensorStore
 from liteframe.training.distill_data import (
@@ -46,25 +43,13 @@ from liteframe.training.distill_data import (
     open_caches,
     open_clips,
 )
-from liteframe.training.loop import Figure, LoopConfig, TrainingError, train
+from liteframe.training.loop import LoopConfig, train
 from liteframe.training.losses import LOSSES, LossName, ScalingName, TargetScale, channel_scale, explained_variance
-from liteframe.training.processes import Processes, training_device
+from liteframe.training.new_student import StudentConfig, build_student
+from liteframe.training.processes import Processes, TrainingError, training_device
 from liteframe.training.record import command_line, curve, finished_record, move_into, write_record
+from liteframe.training.task import Figure
 from liteframe.video.transform import normalize
-
-
-class StudentConfig(Config):
-    """The student and where its weights start from."""
-
-    size: str = "liteframe-b"
-    """A name that `LiteFrameConfig.named` knows."""
-    changes: dict[str, Any] = pydantic.Field(default_factory=dict)
-    """Settings of LiteFrameConfig that differ from that size."""
-    initialise: str = "teacher-first"
-    """``teacher-first`` or ``teacher-spread`` (the teacher's first blocks, or evenly spread ones, where the widths
-    agree), ``image:NAME`` (a ViT, SigLIP or DINOv2 of transformers), ``student:FOLDER``, or ``nothing``."""
-    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the finished student's weights on disk; it is trained in float32."""
 
 
 class TargetConfig(Config):
@@ -122,6 +107,8 @@ class DistillBatch:
 class DistillTask:
     """What the loop trains: the student, against the pooled teacher. A `DivisibleTask`."""
 
+    counts_flops = True
+
     def __init__(
         self,
         student: LiteFrameEncoder,
@@ -130,8 +117,10 @@ class DistillTask:
         recipe: DistillRecipe,
         pixels: PixelConfig,
         cache: TensorStore | None = None,
+        held_out: Sequence[Clip] = (),
     ) -> None:
         self.module = student
+        self._held_out = held_out
         self._teacher = teacher.eval().requires_grad_(False)
         self._clips = clips
         self._recipe = recipe
@@ -186,6 +175,7 @@ class DistillTask:
                 rows = [row for row, other in enumerate(origins) if other == origin]
                 part = LOSSES[name](*(_rows(side, len(kept), rows) for side in pair))
                 figures[f"loss/{origin}"] = (part.item(), len(rows))
+            figures["flops"] = self._flops(batch)
         return loss, figures
 
     def describe(self, batch: DistillBatch) -> str:
@@ -216,6 +206,10 @@ class DistillTask:
             clips = [clip for clip in map(self._clips.clip, range(count)) if clip is not None]
             self._scale = channel_scale(torch.cat([self.target(self.groups(c.pixels)).flatten(0, 3) for c in clips]))
 
+    def evaluate(self) -> dict[str, float]:
+        """`judge`, of the held-out clips."""
+        return self.judge(self._held_out)
+
     def judge(self, clips: Sequence[Clip]) -> dict[str, float]:
         """Explained variance and mean cosine over all tokens of `clips`."""
         was_training = self.module.training
@@ -229,6 +223,13 @@ class DistillTask:
             "explained_variance": round(explained_variance(student, target).item(), 4),
             "cosine": round(F.cosine_similarity(student, target, dim=-1).mean().item(), 4),
         }
+
+    def _flops(self, batch: DistillBatch) -> int:
+        """Of the student's forward and backward pass, and of the teacher where the cache lacks a target."""
+        num_clips, frames, _, height, width = batch.pixels.shape
+        count = num_clips * frames
+        teacher = self._teacher.flops(height, width, count) if any(t is None for t in batch.targets) else 0
+        return 3 * self.module.flops(height, width, count) + teacher
 
     def _look_up(self, clip: Clip) -> tuple[Clip, Tensor | None]:
         entry = self._cache.get(clip.key, clip.source) if self._cache is not None else None
@@ -294,7 +295,7 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     cache, pixel_store = open_caches(recipe.data, identity)
     clips = open_clips(recipe.data, teacher.pixels, recipe.seed, output, pixel_store)
     held_out = held_out_clips(recipe.data, teacher.pixels, recipe.seed)
-    task = DistillTask(student, pooled, clips, recipe, teacher.pixels, cache)
+    task = DistillTask(student, pooled, clips, recipe, teacher.pixels, cache, held_out)
     with closing(task):
         task.measure_scale(min(16, recipe.data.clips))
         before = task.judge(held_out)
@@ -318,38 +319,6 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str,
 def _rows(tensor: Tensor, count: int, numbers: Sequence[int]) -> Tensor:
     """Of a tensor whose first axis holds `count` clips, one behind the other: the rows of some of them."""
     return tensor.unflatten(0, (count, -1))[list(numbers)].flatten(0, 1)
-
-
-def build_student(config: StudentConfig, teacher: LoadedTower) -> LiteFrameEncoder:
-    """A student of the teacher's feature space, started as the recipe says.
-
-    Raises:
-        ConfigError: no such size or start, or one that does not fit the teacher.
-    """
-    size = teacher.pixels.height, teacher.pixels.width
-    settings = {"image_size": size, "feature_dim": teacher.tower.config.hidden_size, **config.changes}
-    student = LiteFrameEncoder(LiteFrameConfig.named(config.size, **settings))
-    if student.feature_dim != teacher.tower.config.hidden_size:
-        raise ConfigError(
-            f"student.changes: feature_dim {student.feature_dim} is not the teacher's width "
-            f"{teacher.tower.config.hidden_size}; leave feature_dim out"
-        )
-    kind, _, name = config.initialise.partition(":")
-    if config.initialise in ("teacher-first", "teacher-spread"):
-        inherit_from_teacher(student, teacher.tower, "first" if kind == "teacher-first" else "spread")
-    elif kind == "image" and name:
-        inherit_from_image_vit(student, name, teacher.pixels.mean, teacher.pixels.std)
-    elif kind == "student" and name:
-        other = load_student(Path(name), student.feature_dim, student.patch_size)
-        if {k: v.shape for k, v in other.state_dict().items()} != {k: v.shape for k, v in student.state_dict().items()}:
-            raise ConfigError(f"student.initialise: the student in {name} is of another shape than {config.size}")
-        student.load_state_dict(other.state_dict())
-    elif config.initialise != "nothing":
-        raise ConfigError(
-            f"student.initialise '{config.initialise}': use teacher-first, teacher-spread, image:NAME, "
-            "student:FOLDER or nothing"
-        )
-    return student
 
 
 def _check_grids(student: LiteFrameEncoder, teacher: PooledEncoder, pixels: PixelConfig) -> None:

@@ -8,19 +8,18 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pydantic
 import torch
-from torch import Tensor, nn
 
 from liteframe.config import Config
-from liteframe.errors import ConfigError, LiteFrameError
-from liteframe.runtime import choose_dtype
+from liteframe.errors import ConfigError
+from liteframe.runtime import choose_dtype, matrix_rate
 from liteframe.training.checkpoint import (
     load_training_state,
     module_buffers,
@@ -30,15 +29,20 @@ from liteframe.training.checkpoint import (
 )
 from liteframe.training.interrupt import StopRequest
 from liteframe.training.optimizer import WeightAverage, learning_rate_at, make_optimizer, trainable_parameters
-from liteframe.training.processes import Processes
-from liteframe.training.run_log import RunLog, require_tensorboard, with_speed
+from liteframe.training.processes import LostProcessError, Processes, TrainingError, raise_first
+from liteframe.training.run_log import RunLog, note_event, with_speed
 from liteframe.training.settings import require_same_settings, settings_of
+from liteframe.training.sharding import clip_gradients, is_sharded, release
+from liteframe.training.task import DivisibleTask, Figure, Task
+from liteframe.training.trackers import TrackerConfig, open_trackers, require_trackers
 
 
 class LoopConfig(Config):
     """Settings that every run has, whatever it trains."""
 
-    free_settings: ClassVar[frozenset[str]] = frozenset({"save_every", "keep_checkpoints", "tensorboard", "accumulate"})
+    free_settings: ClassVar[frozenset[str]] = frozenset(
+        {"save_every", "keep_checkpoints", "tensorboard", "track", "evaluate_every", "accumulate"}
+    )
     """What a resumed run may have otherwise: it decides what is kept and told, and how the work is divided."""
 
     steps: int = pydantic.Field(ge=1)
@@ -65,69 +69,12 @@ class LoopConfig(Config):
     """How many of the newest checkpoints stay."""
     tensorboard: bool = False
     """Write OUTPUT/tensorboard besides OUTPUT/log.jsonl."""
+    track: TrackerConfig = TrackerConfig()
+    """Services that get the figures, too."""
+    evaluate_every: int = pydantic.Field(0, ge=0)
+    """Steps between judgements on held-out data, of the weights as they then are; 0: none on the way."""
     seed: int = pydantic.Field(0, ge=0)
     """Start of every random stream of the run."""
-
-
-Figure = int | float | tuple[int | float, int | float]
-"""A figure of a batch; with a weight of its own where it is the mean of other things than the loss is."""
-
-
-@runtime_checkable
-class Trainable(Protocol):
-    """What every task has.
-
-    It puts its module and its batches on a device, usually `processes.training_device()`; the loop moves nothing.
-    `loss` may draw from torch's global generator (dropout), which the loop seeds for each part of each step; data are
-    fetched beside it in a thread, and must not.
-
-    A task may also have ``describe(batch) -> str``, which names the batch's samples in a word or two each, for the
-    message when the loss is no number; it is called for every batch, so it should be cheap.
-    """
-
-    @property
-    def module(self) -> nn.Module:
-        """What is trained and checkpointed: its parameters that require a gradient, and its buffers."""
-
-    def loss(self, batch: Any) -> tuple[Tensor, Mapping[str, Figure]]:
-        """The scalar to minimise, a mean over the batch, and figures to log.
-
-        Two figures have a meaning. ``samples``: how many clips the batch has; it is added up over the parts, and the
-        bar shows clips a second. ``weight``: of how many things the loss is the mean, where that is not ``samples``
-        (answer tokens, say); it is not logged. The other figures are averaged over the parts like the loss, or, given
-        as a pair, by the weight that is the second of it.
-        """
-
-
-@runtime_checkable
-class Task(Trainable, Protocol):
-    """What the loop trains, whole batches at a time.
-
-    `batch` must depend on the step alone: a resumed run then equals an unbroken one.
-    """
-
-    def batch(self, step: int) -> Any:
-        """The data of one step, or None if there are none; called from a worker thread, one ahead."""
-
-
-@runtime_checkable
-class DivisibleTask(Trainable, Protocol):
-    """A task whose batches can be divided: what `accumulate` and several processes need.
-
-    `part` must depend on its arguments alone.
-    """
-
-    def part(self, step: int, part: int, parts: int) -> Any:
-        """Part `part` (from 0) of `parts` of the step's batch, or None if nothing falls to it.
-
-        All parts together must be the same batch whatever `parts` is. They may be of different size: each counts by its
-        weight (see `loss`), so that the step is the same however its batch is divided. Called from a worker thread, one
-        ahead.
-        """
-
-
-class TrainingError(LiteFrameError):
-    """A run that must not go on: its loss is no longer a number, or another process of it has failed."""
 
 
 def train(
@@ -160,13 +107,18 @@ def train(
         with ExitStack() as stack:
             log = None
             if run.processes.is_main:
-                log = stack.enter_context(RunLog(output, label, start, config.steps, config.tensorboard))
+                settings = settings_of(run.recipe)
+                trackers = open_trackers(config.track, output, label, config.tensorboard, start, settings)
+                log = stack.enter_context(RunLog(output, label, start, config.steps, trackers))
+            stack.enter_context(run.telling_of_the_lost())
             batches = stack.enter_context(closing(run.batches(start)))
             for step in range(start, config.steps):
                 began = time.perf_counter()
                 figures, is_stopping = run.step(step, batches, stop)
+                seconds = time.perf_counter() - began
+                figures = {**figures, **run.usage(figures, seconds), **run.evaluate(step + 1)}
                 if log is not None:
-                    log.write({"step": step + 1, **with_speed(figures, time.perf_counter() - began)})
+                    log.write({"step": step + 1, **with_speed(figures, seconds)})
                 if is_stopping or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                     newest = run.save(step + 1)
                 if is_stopping:
@@ -201,19 +153,27 @@ class _Run:
         self, task: Task | DivisibleTask, config: LoopConfig, output: Path, label: str, recipe: Config
     ) -> None:
         self.processes = Processes()
+        self.processes.introduce()
         self._parts = self.processes.count * config.accumulate
         if self._parts > 1 and not isinstance(task, DivisibleTask):
             raise ConfigError(
                 f"{label}: its batches cannot be divided into {self._parts} parts; "
                 "set accumulate = 1 and start it as one process"
             )
-        if config.tensorboard:
-            require_tensorboard()
-        self._task, self._config, self._output, self._label, self._recipe = task, config, output, label, recipe
+        require_trackers(config.track, config.tensorboard)
+        if config.evaluate_every and not callable(getattr(task, "evaluate", None)):
+            raise ConfigError(f"{label}: evaluate_every = {config.evaluate_every}: it has nothing to evaluate on")
+        self._task, self._config, self._output, self._label, self.recipe = task, config, output, label, recipe
+        self._is_sharded = is_sharded(task.module)
         self._trained = list(trainable_parameters(task.module).values())
         self._optimizer = make_optimizer(task.module, config.learning_rate, config.weight_decay)
         self._device = self._trained[0].device
         self._dtype = choose_dtype(self._device, config.precision)
+        # Only for those that count their arithmetic: it takes a moment.
+        rate = (
+            matrix_rate(self._device, self._dtype, is_quick=True) if getattr(task, "counts_flops", False) else math.nan
+        )
+        self._matrix_rate = sum(self.processes.gather(rate))
         self.cuda_devices = [self._device] if self._device.type == "cuda" else []
         self.average = None if config.ema_decay is None else WeightAverage(task.module, config.ema_decay)
 
@@ -223,15 +183,18 @@ class _Run:
         # One process looks: another might see a folder appear or go.
         newest = self.processes.gather(newest_training_state(self._output) if self.processes.is_main else None)[0]
         if newest is None:
-            self.processes.copy_from_main([*self._trained, *module_buffers(self._task.module).values()])
-            if self.average is not None:
+            whole = [] if self._is_sharded else self._trained
+            self.processes.copy_from_main([*whole, *module_buffers(self._task.module).values()])
+            if self.average is not None and not self._is_sharded:
                 self.processes.copy_from_main(list(self.average.tensors.values()))
             return 0
-        require_same_settings(newest, read_state(newest).get("settings"), self._recipe)
+        require_same_settings(newest, read_state(newest).get("settings"), self.recipe)
         step = load_training_state(newest, self._task.module, self._optimizer, self.average)["step"]
         if self.processes.is_main:
             done = "finished before, in" if step >= self._config.steps else "resumed from"
             print(f"{self._label}: {done} {newest}", file=sys.stderr)
+            if step < self._config.steps:
+                note_event(self._output, "resumed", step=step, processes=self.processes.count)
         return step
 
     def batches(self, start: int) -> Generator[Any, None, None]:
@@ -255,24 +218,30 @@ class _Run:
         try:
             for micro in range(config.accumulate):
                 began = time.perf_counter()
-                batch = next(batches)
+                batch = self._agreed(step, batches) if self._is_sharded else next(batches)
                 report.waited += time.perf_counter() - began
                 self._backward(step, processes.rank * config.accumulate + micro, batch, report)
         except Exception as error:  # whatever it is, the others must not wait for this process
+            if self._is_sharded:  # they wait for its share of a layer, or are gone: nobody can be told
+                if (lost := processes.loss_behind(error)) is not None:
+                    raise lost from error
+                raise
             failure, report.failure = error, str(error)
         report.wants_to_stop = stop.is_made
         reports = processes.gather(report)
-        _raise_together(failure, [other.failure for other in reports])
-        parts = [part for other in reports for part in other.parts]
+        raise_first(failure, [other.failure for other in reports])
+        parts = [part for other in reports for part in other.parts if part[0]]
         is_stopping = any(other.wants_to_stop for other in reports)
         # The slowest holds up all.
         waited = max(other.waited for other in reports)
         if not parts:  # every sample of the step was skipped: there is nothing to learn from
             return {"loss": None, "norm": None, "rate": rate, "waited": waited}, is_stopping
         total = sum(weight for weight, *_ in parts)
-        self._average_gradients(total)
-        trained = [p for p in self._trained if p.grad is not None]
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm))
+        if self._is_sharded:
+            self._rescale_gradients(processes.count / total)
+        elif self._parts > 1:
+            processes.average_gradients(self._trained, total)
+        norm = clip_gradients([p for p in self._trained if p.grad is not None], config.max_grad_norm)
         loss = sum(weight * loss for weight, loss, _ in parts) / total
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _not_finite(step, loss, norm, reports)
@@ -281,24 +250,70 @@ class _Run:
             self.average.update(self._task.module, step)
         return {"loss": loss, **_mean_figures(parts), "norm": norm, "rate": rate, "waited": waited}, is_stopping
 
+    def evaluate(self, step: int) -> dict[str, float]:
+        """What the task says of held-out data after step `step` (from 1), if it is to be asked then."""
+        every = self._config.evaluate_every
+        if not every or step % every:
+            return {}
+        figures: Mapping[str, float] = {}
+        failure = None
+        try:
+            figures = self._task.evaluate()  # type: ignore[union-attr]  # `__init__` has looked
+        except Exception as error:
+            failure = error
+        if self._is_sharded:
+            release(self._task.module)
+        self.processes.raise_together(failure)
+        return {f"held_out_{name}": value for name, value in figures.items()}
+
+    def usage(self, figures: Mapping[str, Any], seconds: float) -> dict[str, float]:
+        """The model FLOPs utilisation of a step, where the task counts its FLOPs."""
+        flops = figures.get("flops")
+        return {} if flops is None else {"mfu": flops / (max(seconds, 1e-9) * self._matrix_rate)}
+
+    @contextmanager
+    def telling_of_the_lost(self) -> Iterator[None]:
+        """Note in the run's events which process went missing, whichever is left to do so."""
+        try:
+            yield
+        except LostProcessError as error:
+            note_event(self._output, "lost process", ranks=error.ranks, told_by=self.processes.rank, message=str(error))
+            raise
+
     def save(self, step: int) -> Path:
-        """Write a checkpoint, in one process; all learn whether it could be."""
-        folder, failure = self._output / f"step-{step:08d}", None
-        if self.processes.is_main:
-            try:
-                save_training_state(
-                    self._output,
-                    step,
-                    self._task.module,
-                    self._optimizer,
-                    {"settings": settings_of(self._recipe)},
-                    keep=self._config.keep_checkpoints,
-                    average=self.average,
-                )
-            except Exception as error:
-                failure = error
-        _raise_together(failure, self.processes.gather(None if failure is None else str(failure)))
-        return folder
+        """Write a checkpoint: the main process, or all of them their rows; all learn whether it could be."""
+        return save_training_state(
+            self._output,
+            step,
+            self._task.module,
+            self._optimizer,
+            {"settings": settings_of(self.recipe)},
+            self._config.keep_checkpoints,
+            self.average,
+            self.processes,
+        )
+
+    def _agreed(self, step: int, batches: Iterator[Any]) -> Any:
+        """The next batch, if every process has one, or none if none has: they compute their layers together."""
+        batch, failure = None, None
+        try:
+            batch = next(batches)
+        except Exception as error:
+            failure = error
+        self.processes.raise_together(failure)
+        have = self.processes.gather(batch is not None)
+        if any(have) and not all(have):
+            raise TrainingError(
+                f"step {step + 1}: process {have.index(False)} has no data and others have; weights that are divided "
+                "among processes need some for each: make the batch at least processes x accumulate"
+            )
+        return batch
+
+    def _rescale_gradients(self, factor: float) -> None:
+        """FSDP2 leaves the mean over the processes of their weighted sums."""
+        for parameter in self._trained:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
     def _backward(self, step: int, part: int, batch: Any, report: _Report) -> None:
         """Add the gradient of one part, times its weight, and put its figures into the report."""
@@ -309,30 +324,13 @@ class _Run:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             loss, figures = self._task.loss(batch)
         weight = float(figures.get("weight", figures.get("samples", 1)))  # type: ignore[arg-type]  # never a pair
-        if weight == 0:
+        if weight == 0 and not self._is_sharded:
             return
         # A whole batch is left as it is: its weight would cancel out, but not to the last bit.
         (loss if self._parts == 1 else loss * weight).backward()
         report.parts.append((weight, float(loss.detach()), figures))
         if callable(describe := getattr(self._task, "describe", None)):
             report.descriptions.append(describe(batch))
-
-    def _average_gradients(self, total: float) -> None:
-        """Turn each process's weighted sum into the mean over all parts; a process without data adds nothing."""
-        if self._parts == 1:
-            return
-        if self.processes.count > 1:
-            # A parameter that no part used must stay without gradient, as in one process: AdamW passes over it.
-            used = torch.tensor([float(p.grad is not None) for p in self._trained], device=self._device)
-            self.processes.sum([used])
-            shared = [p for p, count in zip(self._trained, used.tolist(), strict=True) if count]
-            for parameter in shared:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            self.processes.sum([p.grad for p in shared if p.grad is not None])
-        for parameter in self._trained:
-            if parameter.grad is not None:
-                parameter.grad.div_(total)
 
 
 def _one_ahead(fetch: Callable[[int, int], Any], keys: Iterator[tuple[int, int]]) -> Generator[Any, None, None]:
@@ -346,14 +344,14 @@ def _one_ahead(fetch: Callable[[int, int], Any], keys: Iterator[tuple[int, int]]
 
 
 def _mean_figures(parts: list[tuple[float, float, Mapping[str, Figure]]]) -> dict[str, int | float]:
-    """The weighted mean of each figure over the parts that have it; `samples` is a sum."""
+    """The weighted mean of each figure over the parts that have it; `samples` and `flops` are sums."""
     means: dict[str, int | float] = {}
     for name in dict.fromkeys(name for *_, figures in parts for name in figures if name != "weight"):
         have = [
             (figure[1], figure[0]) if isinstance(figure, tuple) else (weight, figure)
             for weight, figure in ((weight, figures[name]) for weight, _, figures in parts if name in figures)
         ]
-        if name == "samples":
+        if name in ("samples", "flops"):
             means[name] = sum(value for _, value in have)
         else:
             # One part's figure as it is: a weight would cancel out, but not to the last bit.
@@ -372,12 +370,3 @@ def _not_finite(step: int, loss: float, norm: float, reports: list[_Report]) -> 
         f"step {step + 1}: loss {loss}, gradient norm {norm}; nothing was updated. "
         f"Lower learning_rate, and look at this step's batch{samples}"
     )
-
-
-def _raise_together(own: Exception | None, failures: list[str | None]) -> None:
-    """Raise this process's failure, or one that tells of another's: none goes on alone and waits for ever."""
-    if own is not None:
-        raise own
-    for rank, failure in enumerate(failures):
-        if failure is not None:
-            raise TrainingError(f"process {rank} failed: {failure}")

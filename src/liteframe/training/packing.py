@@ -124,6 +124,25 @@ def splice(packed: PackedTurns, embeddings: nn.Module, visual_tokens: Float[Tens
     return text.masked_scatter(packed.visual[..., None].expand_as(text), visual_tokens.to(text.dtype))
 
 
+def answers_right(packed: PackedTurns, predicted: Int[Tensor, " n"]) -> tuple[int, int]:
+    """How many answers are predicted to the last token, and how many there are.
+
+    A model that always says its likeliest next token says an answer exactly if, behind the true tokens before it, each
+    of its tokens is the likeliest. So no text has to be generated to know. Positions that were asked early are answers
+    of their own.
+
+    Args:
+        predicted: int64, the likeliest token at each position with a target, row by row.
+    """
+    asked = packed.targets >= 0
+    begins = asked.clone()
+    begins[:, 1:] &= ~asked[:, :-1]
+    number = begins.flatten().cumsum(0)[asked.flatten()] - 1
+    wrong = torch.zeros(int(begins.sum()), device=number.device)
+    wrong.index_add_(0, number, (predicted != packed.targets[asked]).float())
+    return int((wrong == 0).sum()), len(wrong)
+
+
 def _mask(block: Int[Tensor, "b p"]) -> Bool[Tensor, "b 1 p p"]:
     """Causal; block 0 (the video) is seen by all, a turn's block by itself only, padding (-1) by itself."""
     same = block[:, :, None] == block[:, None, :]

@@ -3,24 +3,47 @@
 Gradients are summed explicitly, after the backward pass, and not by DistributedDataParallel: that synchronises in the
 wrapped module's `forward`, which a task's loss need not call (a distillation loss reads inner features); it counts
 every process alike, however many samples each had; and it waits for ever for one that had none. What it would gain, the
-overlap with the backward pass, is milliseconds beside a step of seconds. A module that shards itself (FSDP2) brings its
-gradients summed already; it would need `sum` left out and nothing else here changed.
+overlap with the backward pass, is milliseconds beside a step of seconds. A module that is divided among the processes
+(`training.sharding`) brings its gradients summed already.
+
+A process that is killed leaves the others in the middle of a message. Where the engine notices (gloo at once, NCCL when
+its watchdog or the launcher does), they end with one line that names it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from liteframe.errors import LiteFrameError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 _BUCKET = 25_000_000
 """Most numbers summed in one message: 100 MB of float32 beside the gradients themselves."""
+_PATIENCE = 3.0
+"""Seconds until a killed process, whose connections have broken, must be seen to be dead."""
+Result = TypeVar("Result")
+
+
+class TrainingError(LiteFrameError):
+    """A run that must not go on: its loss is no longer a number, or another process of it has failed."""
+
+
+class LostProcessError(TrainingError):
+    """Another process of the run is gone; `ranks` are those that are seen to be dead, none if it cannot be told."""
+
+    def __init__(self, message: str, ranks: Sequence[int]) -> None:
+        super().__init__(message)
+        self.ranks = list(ranks)
 
 
 class Processes:
@@ -32,19 +55,48 @@ class Processes:
         is_main: whether it is the one that writes logs and checkpoints, and shows the bar.
     """
 
-    def __init__(self) -> None:
-        state = _state()
-        self.rank: int = state.process_index
-        self.count: int = state.num_processes
-        self.is_main: bool = state.is_main_process
+    def __init__(self, alone: bool = False) -> None:
+        """Args:
+        alone: as if there were no others.
+        """
+        state = None if alone else _state()
+        self.rank: int = 0 if state is None else state.process_index
+        self.count: int = 1 if state is None else state.num_processes
+        self.is_main: bool = state is None or state.is_main_process
+        self._peers: list[tuple[str, int]] = []
+
+    def introduce(self) -> None:
+        """Tell each other machine and process id, so that the one that goes missing can be named."""
+        self._peers = self.gather((platform.node(), os.getpid()))
 
     def gather(self, value: Any) -> list[Any]:
-        """The `value` of every process, in order of rank, on every process. Every process must call it."""
+        """The `value` of every process, in order of rank, on every process. Every process must call it.
+
+        Raises:
+            LostProcessError: one is gone; so do `sum` and `copy_from_main`.
+        """
         if self.count == 1:
             return [value]
         from accelerate.utils import gather_object
 
-        return gather_object([value])
+        return self.together(lambda: gather_object([value]))
+
+    def together(self, talk: Callable[[], Result]) -> Result:
+        """What `talk` returns, which needs all processes; its failure is a LostProcessError if one of them is gone."""
+        try:
+            return talk()
+        except RuntimeError as error:  # of gloo's, NCCL's and torch's own kinds
+            if (lost := self.loss_behind(error)) is not None:
+                raise lost from error
+            raise
+
+    def loss_behind(self, error: Exception) -> LostProcessError | None:
+        """What to raise instead of an error of the engine, where it came of another process being gone."""
+        if self.count == 1 or not isinstance(error, RuntimeError):
+            return None
+        ranks = self._dead_peers()
+        is_lost = ranks or _is_broken_connection(error)
+        return LostProcessError(self._told(ranks), ranks) if is_lost else None
 
     @torch.no_grad()
     def sum(self, tensors: Sequence[Tensor]) -> None:
@@ -54,7 +106,8 @@ class Processes:
         from accelerate.utils import reduce
 
         for bucket in _buckets(tensors):
-            total = reduce(torch.cat([tensor.flatten() for tensor in bucket]), "sum")
+            joined = torch.cat([tensor.flatten() for tensor in bucket])
+            total = self.together(partial(reduce, joined, "sum"))
             parts = total.split([tensor.numel() for tensor in bucket])
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
@@ -67,7 +120,78 @@ class Processes:
         from accelerate.utils import broadcast
 
         for tensor in tensors:
-            tensor.copy_(broadcast(tensor.detach().contiguous()))
+            tensor.copy_(self.together(partial(broadcast, tensor.detach().contiguous())))
+
+    @torch.no_grad()
+    def average_gradients(self, parameters: Sequence[Tensor], total: float) -> None:
+        """Turn each process's sum of weighted gradients into the mean; one without data adds nothing.
+
+        Args:
+            parameters: the trained ones, not divided among the processes.
+            total: of all weights.
+        """
+        if self.count > 1:
+            # A parameter that no part used must stay without gradient, as in one process: AdamW passes over it.
+            used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+            self.sum([used])
+            shared = [p for p, count in zip(parameters, used.tolist(), strict=True) if count]
+            for parameter in shared:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            self.sum([p.grad for p in shared if p.grad is not None])
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(total)
+
+    def raise_together(self, own: Exception | None) -> None:
+        """Raise this process's failure, or one that tells of another's: none goes on alone and waits for ever."""
+        raise_first(own, self.gather(None if own is None else str(own)))
+
+    def _dead_peers(self) -> list[int]:
+        """The others on this machine that have ended. Not to be raised from: it is called when all is lost anyway."""
+        import psutil
+
+        def has_ended(pid: int) -> bool:
+            try:
+                return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+            except psutil.NoSuchProcess:
+                return True
+
+        others = [(rank, pid) for rank, (node, pid) in enumerate(self._peers) if node == platform.node()]
+        deadline = time.monotonic() + _PATIENCE
+        while others:
+            dead = [rank for rank, pid in others if rank != self.rank and has_ended(pid)]
+            if dead or time.monotonic() > deadline:
+                return dead
+            time.sleep(0.05)
+        return []
+
+    def _told(self, ranks: Sequence[int]) -> str:
+        if ranks:
+            who = ", ".join(f"process {rank} (pid {self._peers[rank][1]} on {self._peers[rank][0]})" for rank in ranks)
+            return f"{who} is gone: killed, perhaps for its memory; the same command goes on from the newest checkpoint"
+        elsewhere = sorted({node for node, _ in self._peers} - {platform.node()})
+        where = f" ({', '.join(elsewhere)})" if elsewhere else ""
+        return (
+            f"the connection to another process is broken, and none on this machine has ended: look at the other "
+            f"machines{where} and the network; the same command goes on from the newest checkpoint"
+        )
+
+
+def raise_first(own: Exception | None, failures: Sequence[str | None]) -> None:
+    """Raise `own`, else a TrainingError for the first process that failed."""
+    if own is not None:
+        raise own
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            raise TrainingError(f"process {rank} failed: {failure}")
+
+
+def _is_broken_connection(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return any(
+        words in text for words in ("connection closed", "connection reset", "broken pipe", "connection refused")
+    )
 
 
 def training_device() -> torch.device:

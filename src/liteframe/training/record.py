@@ -62,8 +62,7 @@ def curve(log: Path) -> dict[str, Any]:
 def _mean(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """The last step's number and the mean of every figure over `lines`; null, which is no number, does not count."""
     means = {}
-    # A step has no figure of a source that gave it no clip.
-    for name in dict.fromkeys(name for line in lines for name in line):
+    for name in dict.fromkeys(name for line in lines for name in line):  # a figure may come now and then only
         values = [line[name] for line in lines if line.get(name) is not None]
         if name not in ("step", "seconds") and values:
             means[name] = round(sum(values) / len(values), 4)

@@ -1,29 +1,30 @@
-"""What a run tells: a line of JSON a step, tensorboard when it is asked for, and a progress bar."""
+"""What a run tells: a line of JSON a step, the trackers that are asked for, a progress bar, and events."""
 
 from __future__ import annotations
 
 import json
 import math
+import time
+from collections.abc import Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from liteframe.errors import CheckpointError, ConfigError
+from liteframe.errors import CheckpointError
 from liteframe.files import write_whole
+from liteframe.training.trackers import Tracker
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-_NOT_IN_THE_BAR = ("step", "seconds", "rate", "samples", "data_wait", "clips_per_second")
+EVENTS = "events.jsonl"
+"""What happened to a run: that it was resumed, and which process went missing."""
+_NOT_IN_THE_BAR = ("step", "seconds", "rate", "samples", "flops", "data_wait", "clips_per_second")
 
 
 class RunLog:
-    """Writes ``OUTPUT/log.jsonl`` and ``OUTPUT/tensorboard/`` and shows a bar on standard error, while it is entered.
+    """Writes ``OUTPUT/log.jsonl``, tells the trackers and shows a bar on standard error, while it is entered.
 
     What the log holds beyond step `start` is dropped: those steps will be made again. A figure that is no number is
     null in the log.
@@ -32,14 +33,14 @@ class RunLog:
         CheckpointError: a file cannot be written.
     """
 
-    def __init__(self, output: Path, label: str, start: int, steps: int, tensorboard: bool) -> None:
+    def __init__(self, output: Path, label: str, start: int, steps: int, trackers: Sequence[Tracker] = ()) -> None:
         self._path = output / "log.jsonl"
         try:
             _cut_log(self._path, start)
             self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise CheckpointError(self._path, f"cannot be written ({error.strerror or error})") from None
-        self._board = _board(output / "tensorboard", start) if tensorboard else None
+        self._trackers = trackers
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -62,8 +63,8 @@ class RunLog:
         self._bar.stop()
         with suppress(OSError):  # on a full disk it tries once more to write what could not be written
             self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def write(self, figures: dict[str, Any]) -> None:
         """Log the figures of one step: `step` (from 1), `seconds`, and what the task gives."""
@@ -75,20 +76,17 @@ class RunLog:
             raise CheckpointError(
                 self._path, f"cannot be written ({error.strerror or error}); the same command goes on when it can"
             ) from None
-        if self._board is not None:
-            for name, value in figures.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, figures["step"])
+        numbers = {name: value for name, value in figures.items() if name != "step" and value is not None}
+        for tracker in self._trackers:
+            tracker.log(figures["step"], numbers)
         self._bar.update(self._task, advance=1, figures=shown(figures))
 
 
-def require_tensorboard() -> None:
-    """Raise ConfigError if it is not installed."""
-    if find_spec("tensorboard") is None:
-        raise ConfigError(
-            "tensorboard = true: tensorboard is not installed; "
-            "pip install 'liteframe-video[train]', or leave it out: log.jsonl has the same figures"
-        )
+def note_event(output: Path, event: str, **facts: Any) -> None:
+    """Add a line to ``OUTPUT/events.jsonl``; a disk that takes none does not stop anything."""
+    line = json.dumps({"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts})
+    with suppress(OSError), (output / EVENTS).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def with_speed(figures: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -141,9 +139,3 @@ def _step_of(line: bytes) -> int | None:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _board(folder: Path, start: int) -> SummaryWriter:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=start + 1)
