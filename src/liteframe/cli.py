@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from liteframe import cli_videos, tables, terminal  # noqa: F401 (cli_videos registers ask, encode, serve)
+from liteframe import cli_corpus, cli_videos, tables, terminal  # noqa: F401 (cli_* register further commands)
 from liteframe.command import (
     AsJson,
     CacheSize,

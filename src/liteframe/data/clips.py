@@ -25,7 +25,7 @@ from liteframe.config import Config
 from liteframe.data.manifest import VideoEntry
 from liteframe.data.skipped import SkippedVideos
 from liteframe.errors import DataError, InputError, VideoError
-from liteframe.tensor_store import TensorStore
+from liteframe.tensor_store import KeptTensors
 from liteframe.types import VideoInfo
 from liteframe.video.decode import iter_frames
 from liteframe.video.probe import probe
@@ -193,7 +193,7 @@ class ClipSampler:
         config: ClipConfig,
         seed: int = 0,
         skipped: SkippedVideos | None = None,
-        pixel_store: TensorStore | None = None,
+        pixel_store: KeptTensors | None = None,
     ) -> None:
         """Args:
         entries: what `load_manifest` gives; at least one.

@@ -26,10 +26,8 @@ from torch.nn import functional as F
 
 from liteframe.config import Config
 from liteframe.data.clip_loader import ClipLoader
-from liteframe.data.clips import Clip, ClipConfig, ClipSampler, ClipSource
-from liteframe.data.manifest import load_manifest
-from liteframe.data.needle_clips import NeedleClipConfig, NeedleClips
-from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
+from liteframe.data.clips import Clip, ClipSampler, ClipSource
+from liteframe.data.target_shards import TargetShards
 from liteframe.encoders.inherit import inherit_from_image_vit, inherit_from_teacher
 from liteframe.encoders.interface import PixelConfig
 from liteframe.encoders.loading import load_student
@@ -40,7 +38,8 @@ from liteframe.errors import ConfigError
 from liteframe.language.loading import quiet
 from liteframe.language.vision_tower import LoadedTower, load_vision_tower
 from liteframe.runtime import machine_facts, seed_everything
-from liteframe.tensor_store import TensorStore
+from liteframe.tensor_store import KeptTensors, TensorStore
+from liteframe.training.distill_data import DistillDataConfig, build_clips
 from liteframe.training.loop import LoopConfig, train
 from liteframe.training.losses import LOSSES, LossName, ScalingName, TargetScale, channel_scale, explained_variance
 from liteframe.training.processes import Processes, training_device
@@ -81,33 +80,6 @@ class DistillLossConfig(Config):
     """A name of `training.losses.LOSSES`."""
     scaling: ScalingName = "none"
     """What both sides are divided by first, see `TargetScale`."""
-
-
-class DistillDataConfig(Config):
-    """Where clips come from."""
-
-    free_settings: ClassVar[frozenset[str]] = frozenset({"workers", "cache", "cache_gigabytes"})
-
-    path: str | None = None
-    """A folder of videos or a manifest; none draws clips of the needle generator."""
-    clips: int = pydantic.Field(8, ge=1)
-    """Clips a step, over all processes."""
-    videos: ClipConfig = ClipConfig()
-    """Clips of the videos at `path`."""
-    needles: NeedleClipConfig = NeedleClipConfig()
-    """Clips of the needle generator."""
-    workers: int = pydantic.Field(1, ge=0)
-    """Threads that make clips ahead of the training."""
-    bad_videos: BadVideoPolicy = BadVideoPolicy()
-    """When unreadable videos stop the run."""
-    held_out: str | None = None
-    """Videos that judge the student, where `path` is given; none judges on the needle generator's held-out clips."""
-    held_out_clips: int = pydantic.Field(32, ge=1)
-    """How many clips judge it."""
-    cache: str | None = None
-    """A folder for targets and pixels: later epochs and other students skip teacher and decoder."""
-    cache_gigabytes: float | int = pydantic.Field(20.0, gt=0)
-    """Its greatest size; what was not used longest goes first."""
 
 
 class DistillRecipe(LoopConfig):
@@ -154,7 +126,7 @@ class DistillTask:
         clips: ClipSource,
         recipe: DistillRecipe,
         pixels: PixelConfig,
-        cache: TensorStore | None = None,
+        cache: KeptTensors | None = None,
     ) -> None:
         self.module = student
         self._teacher = teacher.eval().requires_grad_(False)
@@ -275,15 +247,11 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     seed_everything(recipe.seed)
     teacher = load_vision_tower(recipe.teacher, device=str(training_device()))
     student = build_student(recipe.student, teacher).to(training_device())
-    pooled = PooledEncoder(
-        TeacherEncoder(teacher.tower, teacher.feature_layer, teacher.select_strategy),
-        method=recipe.target.pooling,
-        alpha=recipe.target.alpha,
-    )
+    pooled = build_target_encoder(recipe.target, teacher)
     cache, pixel_store = _caches(recipe, teacher)
     skipped_list = output / "skipped.jsonl" if Processes().is_main else None
-    clips = _clips(recipe.data, recipe.data.path, teacher.pixels, recipe.seed, skipped_list, pixel_store)
-    judges = _clips(recipe.data, recipe.data.held_out, teacher.pixels, _HELD_OUT_SEED + recipe.seed)
+    clips = build_clips(recipe.data, recipe.data.path, teacher.pixels, recipe.seed, skipped_list, pixel_store)
+    judges = build_clips(recipe.data, recipe.data.held_out, teacher.pixels, _HELD_OUT_SEED + recipe.seed)
     held_out = [judges.clip(index) for index in range(recipe.data.held_out_clips)]
     task = DistillTask(student, pooled, clips, recipe, teacher.pixels, cache)
     with closing(task):
@@ -304,6 +272,12 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     if Processes().is_main:
         _export(student.to(getattr(torch, recipe.student.save_dtype)), output, record)
     return record
+
+
+def build_target_encoder(config: TargetConfig, teacher: LoadedTower) -> PooledEncoder:
+    """What the student is to imitate."""
+    frames = TeacherEncoder(teacher.tower, teacher.feature_layer, teacher.select_strategy)
+    return PooledEncoder(frames, method=config.pooling, alpha=config.alpha)
 
 
 def build_student(config: StudentConfig, teacher: LoadedTower) -> LiteFrameEncoder:
@@ -349,41 +323,30 @@ def _check_grids(student: LiteFrameEncoder, teacher: PooledEncoder, pixels: Pixe
         )
 
 
-def _clips(
-    data: DistillDataConfig,
-    path: str | None,
-    pixels: PixelConfig,
-    seed: int,
-    skipped_list: Path | None = None,
-    pixel_store: TensorStore | None = None,
-) -> ClipSource:
-    """Clips of the teacher's frame size: of videos, or of the needle generator."""
-    size = {"size": (pixels.height, pixels.width)}
-    if path is None:
-        return NeedleClips(data.needles.model_copy(update=size), seed)
-    entries = load_manifest(path)
-    if skipped_list is not None:
-        skipped_list.parent.mkdir(parents=True, exist_ok=True)
-    skipped = SkippedVideos(len(entries), data.bad_videos, skipped_list)
-    return ClipSampler(entries, data.videos.model_copy(update=size), seed, skipped, pixel_store)
-
-
-def _caches(recipe: DistillRecipe, teacher: LoadedTower) -> tuple[TensorStore | None, TensorStore | None]:
-    """Caches of the teacher's targets and of clips' pixels, half of the space each."""
-    data = recipe.data
-    if data.cache is None:
-        return None, None
-    half = int(data.cache_gigabytes * 1e9 / 2)
-    identity = {
+def target_identity(recipe: DistillRecipe, teacher: LoadedTower) -> dict[str, Any]:
+    """What targets depend on besides the clip, as JSON values."""
+    return {
         "teacher": teacher.digest,
         "feature_layer": teacher.feature_layer,
         "pooling": recipe.target.model_dump(),
         "pixels": teacher.pixels.model_dump(),
     }
-    return (
-        TensorStore(Path(data.cache) / "targets", identity, half),
-        TensorStore(Path(data.cache) / "pixels", {"pixels": "uint8"}, half, dtype=None),
-    )
+
+
+def _caches(recipe: DistillRecipe, teacher: LoadedTower) -> tuple[KeptTensors | None, KeptTensors | None]:
+    """Where the teacher's targets and clips' pixels are kept: shards made before, then a cache, half of it each."""
+    data = recipe.data
+    targets: KeptTensors | None = None
+    pixels: KeptTensors | None = None
+    identity = target_identity(recipe, teacher)
+    if data.cache is not None:
+        half = int(data.cache_gigabytes * 1e9 / 2)
+        targets = TensorStore(Path(data.cache) / "targets", identity, half)
+        pixels = TensorStore(Path(data.cache) / "pixels", {"pixels": "uint8"}, half, dtype=None)
+    if data.targets is not None:
+        shards = TargetShards(data.targets, identity)
+        targets, pixels = shards.beyond(targets), shards.beyond(pixels)
+    return targets, pixels
 
 
 def _export(student: LiteFrameEncoder, output: Path, record: dict[str, Any]) -> None:
