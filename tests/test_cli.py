@@ -17,7 +17,7 @@ from liteframe.types import Answer, Fault, VideoInfo
 
 COMMANDS = (
     "ask", "encode", "probe", "needles", "data check", "pretrain", "distill", "adapt", "evaluate", "report",
-    "bench", "quickstart", "serve", "export", "publish",
+    "bench", "quickstart", "serve", "export", "publish", "precompute",
 )  # fmt: skip
 INFO = VideoInfo("clip.mp4", 128, 96, 2.0, 10.0, 20, 0, "h264", "yuv420p", "mov,mp4")
 ANSWER = Answer(
@@ -124,6 +124,10 @@ def one_line(text: str) -> str:
         ("export", "mini", "--out", "x"),
         ("export", "mini", "--to", "tensorrt", "--out", "x"),
         ("publish", "x"),
+        ("serve", "--address", "auto"),
+        ("encode", "clip.mp4", "--out", "x", "--engine", "spark"),
+        ("precompute",),
+        ("precompute", "--recipe", "x.toml", "--out", "x", "--engine", "local", "--address", "auto"),
     ],
     ids=" ".join,
 )

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from liteframe.encoders import EncoderSource, build_encoder
 from liteframe.integrations.server.app import Server, create_app
+from liteframe.integrations.server.launch import uvicorn_config
 from liteframe.integrations.server.settings import ServeSettings
 from liteframe.pipeline import VideoLLM
 from tiny_internvl import make_checkpoint
@@ -74,7 +75,8 @@ def listen(clip: Path) -> Iterator[Callable[..., str]]:
     started = []
 
     def start(server: Server) -> str:
-        config = uvicorn.Config(create_app(server), port=0, log_level="warning", lifespan="on")
+        config = uvicorn_config(create_app(server), server.settings)
+        config.port = 0
         listener = config.bind_socket()
         uvicorn_server = uvicorn.Server(config)
         thread = threading.Thread(target=uvicorn_server.run, args=([listener],))

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from liteframe import (  # noqa: F401 (each registers its commands)
+    cli_corpus,
     cli_evaluation,
     cli_models,
     cli_training,

@@ -11,7 +11,22 @@ from rich.console import Console
 from rich.text import Text
 
 from liteframe import tables, terminal
-from liteframe.command import AsJson, CacheSize, Compile, Device, Dtype, Model, Precision, Seed, command
+from liteframe.command import (
+    Address,
+    AsJson,
+    CacheSize,
+    Compile,
+    Device,
+    Dtype,
+    Engine,
+    Model,
+    Precision,
+    Seed,
+    Workers,
+    chosen_engine,
+    command,
+    ray_run,
+)
 from liteframe.errors import InputError
 
 if TYPE_CHECKING:
@@ -120,6 +135,7 @@ def _ask_one(
 @command("""
     liteframe encode talk.mkv --out tokens
     liteframe encode recordings "more/**/*.mp4" --out tokens --frames 256 --encoder liteframe --resume
+    liteframe encode recordings --out tokens --engine ray --workers 8 --address auto
     liteframe ask talk.mkv "Which colour came first?" --cache tokens
 """)
 def encode(
@@ -134,6 +150,9 @@ def encode(
     end: End = None,
     cache_gb: CacheSize = 20.0,
     resume: Annotated[bool, typer.Option("--resume", help="Skip, unopened, what DIR/encoded.jsonl lists.")] = False,
+    engine: Engine = "local",
+    workers: Workers = None,
+    address: Address = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     precision: Precision = None,
@@ -144,27 +163,35 @@ def encode(
 
     What the folder holds already is not encoded again. DIR/encoded.jsonl lists what was encoded and what failed.
     """
-    from liteframe.many_videos import encode_lines, encode_many, find_videos
+    from liteframe.many_videos import EncodeJob, encode_apart, encode_lines, encode_many, find_videos
 
+    is_ray = chosen_engine(engine, address) == "ray"
     found = find_videos(videos)
     sampling: dict[str, Any] = {"num_frames": frames, "fps": fps, "max_frames": max_frames, "start": start, "end": end}
     cache = _token_cache(out, cache_gb)
     with encode_lines(out, found, resume) as lines:
-        llm = _load(model, encoder, device, dtype, cache, precision, compile_encoder)
+        llm = None if is_ray else _load(model, encoder, device, dtype, cache, precision, compile_encoder)
         with terminal.progress("Encoding") as on_progress:
-            tally = encode_many(llm, found, sampling, lines, _listeners(on_progress))
+            if llm is not None:
+                tally = encode_many(llm, found, sampling, lines, _listeners(on_progress))
+            else:
+                folder = str(out.expanduser().resolve())
+                job = EncodeJob(model, encoder, device, dtype, folder, cache_gb, sampling)
+                tally = encode_apart(job, found, ray_run(workers, device, address), lines, _listeners(on_progress))
+                cache = _token_cache(out, cache_gb)  # counts what the workers wrote
     assert cache is not None
-    if cache.stats.removed:
-        terminal.tell_fault(
-            f"{out}: {cache.stats.removed} encoded videos were removed for want of space; see --cache-gb"
-        )
-    return _told({**tally.as_dict(), "bytes": cache.stats.num_bytes, "removed": cache.stats.removed}, out)
+    kept = [record["key"] for record in tally.records if "key" in record]
+    removed = sum(not cache.has(key) for key in kept) if is_ray else cache.stats.removed
+    if removed:
+        terminal.tell_fault(f"{out}: {removed} encoded videos were removed for want of space; see --cache-gb")
+    return _told({**tally.as_dict(), "bytes": cache.stats.num_bytes, "removed": removed}, out)
 
 
 @command("""
     liteframe serve
     liteframe serve --model OpenGVLab/InternVL3-1B-hf --encoder pooled --allow-dir recordings --cache tokens
     LITEFRAME_KEY=$(openssl rand -hex 16) liteframe serve --host 0.0.0.0 --api-key-env LITEFRAME_KEY
+    liteframe serve --engine ray --replicas 2 --model OpenGVLab/InternVL3-8B-hf
 """)
 def serve(
     host: Annotated[str, typer.Option(help="Where to listen; anything but this machine needs a key.")] = "127.0.0.1",
@@ -189,6 +216,11 @@ def serve(
         Path | None, typer.Option(help="Folder of encoded videos: used, and added to.", show_default=False)
     ] = None,
     cache_gb: CacheSize = 20.0,
+    engine: Engine = "local",
+    replicas: Annotated[
+        str, typer.Option(metavar="N|MIN-MAX", help="With --engine ray: copies of the model; a range follows the load.")
+    ] = "2",
+    address: Address = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: AsJson = False,
@@ -197,6 +229,9 @@ def serve(
 
     Needs the extra serve: pip install 'liteframe-video\\[serve]'. docs/serving.md has examples for curl and Python.
     """
+    is_ray = chosen_engine(engine, address) == "ray"
+    from contextlib import ExitStack
+
     from liteframe.integrations.server.launch import serve as run
     from liteframe.integrations.server.settings import MEGABYTE, ServeSettings
 
@@ -216,7 +251,18 @@ def serve(
     def tell(address: str) -> None:
         Console().print(Text(f"{model} answers at {address} (Ctrl-C ends it)"))
 
-    return run(settings, lambda: _load(model, encoder, device, dtype, _token_cache(cache, cache_gb)), model, tell)
+    if not is_ray:
+        return run(settings, lambda: _load(model, encoder, device, dtype, _token_cache(cache, cache_gb)), model, tell)
+    from liteframe.integrations.ray_cluster import check_installed
+    from liteframe.integrations.server.replica import ModelSpec
+    from liteframe.integrations.server.replicas import ReplicaCount, running
+
+    count = ReplicaCount.parse(replicas)
+    check_installed()
+    folder = str(cache.expanduser().resolve()) if cache is not None else None
+    spec = ModelSpec(model, encoder, device, dtype, folder, cache_gb, settings.decode_limits)
+    with ExitStack() as stack:
+        return run(settings, lambda: stack.enter_context(running(spec, count, queue, address)), model, tell)
 
 
 def _key_in(variable: str | None) -> str | None:

@@ -36,6 +36,15 @@ Overrides = Annotated[
 CacheSize = Annotated[
     float, typer.Option("--cache-gb", help="Beyond this the tokens not used for longest go first; 10^9 bytes.")
 ]
+Engine = Annotated[str, typer.Option(metavar="local|ray", help="This process, or workers of Ray (extra ray).")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="With --engine ray: a cluster's, such as auto; else one is started here.", show_default=False),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --engine ray: processes; else one for each GPU, or two cores.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 Command = Callable[..., dict[str, Any] | None]
 
@@ -53,6 +62,24 @@ def command(examples: str, group: typer.Typer = app, name: str | None = None) ->
         return function
 
     return register
+
+
+def chosen_engine(engine: str, address: str | None) -> str:
+    """``local`` or ``ray``; typer.BadParameter for anything else, and for an address that would not be used."""
+    if engine not in ("local", "ray"):
+        raise typer.BadParameter(f"--engine {engine}: use local or ray")
+    if address is not None and engine != "ray":
+        raise typer.BadParameter("--address is a Ray cluster's: add --engine ray")
+    return engine
+
+
+def ray_run(workers: int | None, device: str, address: str | None) -> Callable[..., Any]:
+    """`integrations.ray_jobs.run_items` as ``--workers``, ``--device`` and ``--address`` want it. Raises InputError."""
+    from liteframe.integrations.ray_cluster import check_installed
+    from liteframe.integrations.ray_jobs import run_items
+
+    check_installed()
+    return functools.partial(run_items, workers=workers, device=device, address=address)
 
 
 def parse_counts(text: str) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,12 +210,9 @@ def encode_many(
     listeners = listeners or Listeners()
     if model.cache is None:
         raise InputError("encode_many: the model has no TokenCache; give it one")
-    same = {"model": model.language.name, "encoder": model.encoder.name, "request": sampling}
-    done = {
-        record["video"]
-        for record in (lines.records if lines is not None else [])
-        if {name: record.get(name) for name in same} == same and model.cache.has(str(record.get("key")))
-    }
+    same = _same(model, sampling)
+    earlier = lines.records if lines is not None else []
+    done = {record["video"] for record in earlier if _is_encoded(model, record, sampling)}
     tally = Tally(len(videos))
     for number, video in enumerate(videos, 1):
         if video in done:
@@ -230,6 +227,91 @@ def encode_many(
             _add(tally, lines, listeners, record)
         listeners.on_progress(number, len(videos))
     return tally
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """`encode_many` in other processes, as plain values; called in one of them, it gives the work on one item.
+
+    Attributes:
+        folder, gigabytes: of the cache, which all of them share.
+        sampling: of `VideoLLM.watch`.
+    """
+
+    model: str
+    encoder: str | None
+    device: str
+    dtype: str
+    folder: str
+    gigabytes: float | int
+    sampling: dict[str, Any]
+
+    def __call__(self) -> Callable[[Record], Record]:
+        """Load the model. Raises CheckpointError, InputError, DataError."""
+        from liteframe.pipeline import VideoLLM
+        from liteframe.runtime import tune_allocator
+        from liteframe.token_cache import TokenCache
+
+        tune_allocator()
+        cache = TokenCache(self.folder, self.gigabytes)
+        model = VideoLLM.from_pretrained(
+            self.model, encoder=self.encoder, device=self.device, dtype=self.dtype, cache=cache
+        )
+
+        def work(item: Record) -> Record:
+            if _is_encoded(model, item["known"] or {}, self.sampling):
+                return {"video": item["video"], "skipped": True}
+            return {**encode_many(model, [item["path"]], self.sampling).records[0], "video": item["video"]}
+
+        return work
+
+
+def encode_apart(
+    job: EncodeJob,
+    videos: Sequence[str],
+    run: Callable[[Callable[[], Callable[[Record], Record]], Sequence[Record]], Iterable[Record]],
+    lines: ResultLines | None = None,
+    listeners: Listeners | None = None,
+) -> Tally:
+    """What `encode_many` does, by workers; records are in the order in which they are done.
+
+    Args:
+        run: has items worked on by workers that its first argument makes.
+        lines: see `encode_many`.
+
+    Raises:
+        InputError: the workers cannot load the model.
+    """
+    listeners = listeners or Listeners()
+    known = {record["video"]: record for record in (lines.records if lines is not None else []) if "video" in record}
+    tally = Tally(len(videos))
+    items = [
+        {"video": video, "path": str(Path(video).expanduser().absolute()), "known": known.get(video)}
+        for video in videos
+    ]
+    for number, record in enumerate(run(job, items), 1):
+        if "video" not in record:
+            raise InputError(record["error"])
+        if record.get("skipped"):
+            tally.skipped += 1
+        else:
+            if "error" in record:
+                tally.failed += 1
+                listeners.on_fault(LiteFrameError(record["error"]))
+            _add(tally, lines, listeners, record)
+        listeners.on_progress(number, len(videos))
+    return tally
+
+
+def _is_encoded(model: VideoLLM, record: Record, sampling: dict[str, Any]) -> bool:
+    """Whether an earlier run made `record` with the same settings, and its tokens are still there."""
+    assert model.cache is not None
+    same = _same(model, sampling)
+    return {name: record.get(name) for name in same} == same and model.cache.has(str(record.get("key")))
+
+
+def _same(model: VideoLLM, sampling: dict[str, Any]) -> Record:
+    return {"model": model.language.name, "encoder": model.encoder.name, "request": sampling}
 
 
 def _encode(model: VideoLLM, video: str, sampling: dict[str, Any]) -> Record:

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -60,6 +60,17 @@ class CacheStats:
     removed: int = 0
     refused: int = 0
     num_bytes: int = 0
+
+
+@runtime_checkable
+class KeptTensors(Protocol):
+    """Where tensors may be found by key: a `TensorStore`, or `data.target_shards.TargetShards`."""
+
+    def get(self, key: str, source: str = "") -> dict[str, Tensor] | None:
+        """What is kept under `key`; see `TensorStore.get`."""
+
+    def put(self, key: str, tensors: Mapping[str, Tensor], source: str = "", exact: bool = False) -> dict[str, Tensor]:
+        """Keep `tensors`, and give them as `get` will; see `TensorStore.put`."""
 
 
 class TensorStore:
@@ -146,7 +157,7 @@ class TensorStore:
             the tensors on the CPU as `get` will give them back. Train on these and not on `tensors`: a run that finds
             its targets in the cache, for instance after it was resumed, then computes the same as one that does not.
         """
-        stored = {name: _rounded(tensor, None if exact else self._dtype) for name, tensor in tensors.items()}
+        stored = {name: rounded(tensor, None if exact else self._dtype) for name, tensor in tensors.items()}
         if not all(bool(torch.isfinite(t).all()) for t in stored.values() if t.is_floating_point()):
             self._count(refused=1)
             return stored
@@ -326,8 +337,8 @@ def _unpack(data: bytes, key: str) -> tuple[dict[str, Tensor], str]:
     return tensors, about["source"]
 
 
-def _rounded(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor of its own memory on the CPU, floating values in `dtype` if that can hold them."""
+def rounded(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor of its own memory on the CPU, floating values in `dtype` if that can hold them; None keeps theirs."""
     original = tensor.detach()
     if dtype is None or not original.is_floating_point():
         return original.cpu().contiguous().clone()

@@ -106,6 +106,7 @@ def test_this_machine_needs_none(host):
         (("--allow-dir", "/no/such/folder"), "no such folder"),
         (("--max-upload-mb", "0"), "max-upload"),
         (("--host", "256.1.1.1", "--api-key-env", "LITEFRAME_KEY"), "no such host"),
+        (("--engine", "ray", "--replicas", "none"), "a range such as 1-4"),
     ],
     ids=str,
 )

@@ -204,6 +204,13 @@ def test_the_frames_that_are_looked_at_are_drawn(serve, clip):
         assert middle == pytest.approx(60 * frame["seconds"] + 3.5, abs=1.5)  # the bar moves 6 pixels in 0.1 s
 
 
+def test_frames_that_contradict_each_other_are_400(serve, clip):
+    client = serve()
+    file_id = upload(client, clip).json()["id"]
+    response = client.post(f"/v1/files/{file_id}/frames", json={"start": 2, "end": 1})
+    assert (response.status_code, "give seconds after start" in error_of(response)["message"]) == (400, True)
+
+
 def test_of_many_frames_some_are_drawn_evenly(serve, tmp_path):
     import PIL.Image
 

@@ -18,7 +18,7 @@ from liteframe.data.clips import Clip, ClipConfig
 from liteframe.data.manifest import VideoEntry
 from liteframe.data.skipped import SkippedVideos
 from liteframe.errors import VideoError
-from liteframe.tensor_store import TensorStore
+from liteframe.tensor_store import KeptTensors
 from liteframe.types import VideoInfo
 from liteframe.video.decode import iter_frames
 from liteframe.video.probe import probe
@@ -75,7 +75,7 @@ class ClipReader:
     It keeps what the headers of the last few thousand files said.
     """
 
-    def __init__(self, config: ClipConfig, account: SkippedVideos, pixel_store: TensorStore | None = None) -> None:
+    def __init__(self, config: ClipConfig, account: SkippedVideos, pixel_store: KeptTensors | None = None) -> None:
         self._config = config
         self._account = account
         self._store = pixel_store

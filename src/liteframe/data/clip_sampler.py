@@ -14,7 +14,7 @@ from liteframe.data.manifest import VideoEntry, weights_of
 from liteframe.data.order import EpochOrder, Permutation, word_of
 from liteframe.data.skipped import SkippedVideos
 from liteframe.errors import DataError, InputError, VideoError
-from liteframe.tensor_store import TensorStore
+from liteframe.tensor_store import KeptTensors
 
 # First words of the random streams of clips and of the choice of stand-ins.
 _CLIP, _STAND_IN = 0xC1, 0x51
@@ -35,7 +35,7 @@ class ClipSampler:
         config: ClipConfig,
         seed: int = 0,
         skipped: SkippedVideos | None = None,
-        pixel_store: TensorStore | None = None,
+        pixel_store: KeptTensors | None = None,
     ) -> None:
         """Args:
         entries: what `load_manifest` gives; at least one.

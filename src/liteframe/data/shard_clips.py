@@ -29,7 +29,7 @@ from liteframe.data.order import Permutation, word_of
 from liteframe.data.shards import ShardConfig, ShardReader, ShardVideo, common_root
 from liteframe.data.skipped import SkippedVideos
 from liteframe.errors import DataError, InputError, VideoError
-from liteframe.tensor_store import TensorStore
+from liteframe.tensor_store import KeptTensors
 
 # First words of the random streams of clips, of the order of tars and of the order in blocks.
 _CLIP, _SHARDS, _BLOCK = 0xC2, 0x5A, 0x5B
@@ -119,7 +119,7 @@ class ShardClips:
         account: SkippedVideos | None = None,
         reading: ShardConfig | None = None,
         counts: ShardCounts | None = None,
-        pixel_store: TensorStore | None = None,
+        pixel_store: KeptTensors | None = None,
     ) -> None:
         """Args:
         shards: what `find_shards` gives; at least one. More than `lanes` are read best: each tar by one lane at a time.

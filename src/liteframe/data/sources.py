@@ -19,7 +19,7 @@ from liteframe.data.shard_clips import ShardClips, ShardCounts
 from liteframe.data.shards import ShardConfig, find_shards
 from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
 from liteframe.errors import ConfigError
-from liteframe.tensor_store import TensorStore
+from liteframe.tensor_store import KeptTensors
 
 _SUFFIX = re.compile(r"(\.tar)?\.[a-z0-9]+$", re.IGNORECASE)
 _PATTERN = re.compile(r"\{[^}]*\}|[*?\[\]]")
@@ -71,7 +71,7 @@ class ClipOpener:
     seed: int
     policy: BadVideoPolicy
     skipped_list: Path | None = None
-    pixel_store: TensorStore | None = None
+    pixel_store: KeptTensors | None = None
     counts_folder: Path | None = None
     rank: int = 0
 

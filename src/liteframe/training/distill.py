@@ -32,9 +32,9 @@ from liteframe.encoders.student import LiteFrameEncoder
 from liteframe.encoders.teacher import TeacherEncoder
 from liteframe.errors import ConfigError
 from liteframe.language.loading import quiet
-from liteframe.language.vision_tower import load_vision_tower
+from liteframe.language.vision_tower import LoadedTower, load_vision_tower
 from liteframe.runtime import machine_facts, seed_everything
-from liteframe.tensor_store import TensorStore
+from liteframe.tensor_store import KeptTensors
 from liteframe.training.distill_data import (
     DistillDataConfig,
     close,
@@ -116,7 +116,7 @@ class DistillTask:
         clips: ClipSource,
         recipe: DistillRecipe,
         pixels: PixelConfig,
-        cache: TensorStore | None = None,
+        cache: KeptTensors | None = None,
         held_out: Sequence[Clip] = (),
     ) -> None:
         self.module = student
@@ -281,18 +281,8 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     seed_everything(recipe.seed)
     teacher = load_vision_tower(recipe.teacher, device=str(training_device()))
     student = build_student(recipe.student, teacher).to(training_device())
-    pooled = PooledEncoder(
-        TeacherEncoder(teacher.tower, teacher.feature_layer, teacher.select_strategy),
-        method=recipe.target.pooling,
-        alpha=recipe.target.alpha,
-    )
-    identity = {
-        "teacher": teacher.digest,
-        "feature_layer": teacher.feature_layer,
-        "pooling": recipe.target.model_dump(),
-        "pixels": teacher.pixels.model_dump(),
-    }
-    cache, pixel_store = open_caches(recipe.data, identity)
+    pooled = build_target_encoder(recipe.target, teacher)
+    cache, pixel_store = open_caches(recipe.data, target_identity(recipe, teacher))
     clips = open_clips(recipe.data, teacher.pixels, recipe.seed, output, pixel_store)
     held_out = held_out_clips(recipe.data, teacher.pixels, recipe.seed)
     task = DistillTask(student, pooled, clips, recipe, teacher.pixels, cache, held_out)
@@ -321,6 +311,12 @@ def _rows(tensor: Tensor, count: int, numbers: Sequence[int]) -> Tensor:
     return tensor.unflatten(0, (count, -1))[list(numbers)].flatten(0, 1)
 
 
+def build_target_encoder(config: TargetConfig, teacher: LoadedTower) -> PooledEncoder:
+    """What the student is to imitate."""
+    frames = TeacherEncoder(teacher.tower, teacher.feature_layer, teacher.select_strategy)
+    return PooledEncoder(frames, method=config.pooling, alpha=config.alpha)
+
+
 def _check_grids(student: LiteFrameEncoder, teacher: PooledEncoder, pixels: PixelConfig) -> None:
     """Raise ConfigError where the two would make different grids of the same frames."""
     size = pixels.height, pixels.width
@@ -330,6 +326,16 @@ def _check_grids(student: LiteFrameEncoder, teacher: PooledEncoder, pixels: Pixe
             f"student: its strides make a grid of {ours[1:]} from {ours[0]} frames of {size[0]} x {size[1]}, and "
             f"the pooled teacher makes one of {wanted[1:]} from {wanted[0]}; change the strides until they meet"
         )
+
+
+def target_identity(recipe: DistillRecipe, teacher: LoadedTower) -> dict[str, Any]:
+    """What targets depend on besides the clip, as JSON values."""
+    return {
+        "teacher": teacher.digest,
+        "feature_layer": teacher.feature_layer,
+        "pooling": recipe.target.model_dump(),
+        "pixels": teacher.pixels.model_dump(),
+    }
 
 
 def _export(student: LiteFrameEncoder, output: Path, record: dict[str, Any]) -> None:

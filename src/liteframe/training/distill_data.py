@@ -10,12 +10,13 @@ import pydantic
 from liteframe.config import Config
 from liteframe.data.clips import Clip, ClipConfig, ClipSource, accounts
 from liteframe.data.needle_clips import NeedleClipConfig
-from liteframe.data.shards import ShardConfig
+from liteframe.data.shards import ShardConfig, find_shards
 from liteframe.data.skipped import BadVideoPolicy
 from liteframe.data.sources import ClipOpener, SourceConfig
+from liteframe.data.target_shards import TargetShards
 from liteframe.encoders.interface import PixelConfig
-from liteframe.errors import DataError
-from liteframe.tensor_store import TensorStore
+from liteframe.errors import DataError, InputError
+from liteframe.tensor_store import KeptTensors, TensorStore
 from liteframe.training.processes import Processes
 
 # Held-out clips come from a seed that no run's own can be.
@@ -25,7 +26,7 @@ _HELD_OUT_SEED = 2**31
 class DistillDataConfig(Config):
     """Where clips come from."""
 
-    free_settings: ClassVar[frozenset[str]] = frozenset({"workers", "cache", "cache_gigabytes"})
+    free_settings: ClassVar[frozenset[str]] = frozenset({"workers", "cache", "cache_gigabytes", "targets"})
 
     path: str | None = None
     """A folder of videos, a list of them, or tars (docs/data.md); none draws clips of the needle generator."""
@@ -55,6 +56,8 @@ class DistillDataConfig(Config):
     """A folder for targets and pixels: later epochs and other students skip teacher and decoder."""
     cache_gigabytes: float | int = pydantic.Field(20.0, gt=0)
     """Its greatest size; what was not used longest goes first."""
+    targets: str | None = None
+    """A folder that `liteframe precompute` made with this recipe; its clips need neither teacher nor decoder."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> DistillDataConfig:
@@ -64,7 +67,7 @@ class DistillDataConfig(Config):
 
 
 def open_clips(
-    data: DistillDataConfig, pixels: PixelConfig, seed: int, output: Path, pixel_store: TensorStore | None
+    data: DistillDataConfig, pixels: PixelConfig, seed: int, output: Path, pixel_store: KeptTensors | None
 ) -> ClipSource:
     """The clips that a run learns from, of the teacher's frame size. Unreadable videos are listed in `output`.
 
@@ -76,6 +79,21 @@ def open_clips(
     skipped_list = output / ("skipped.jsonl" if rank == 0 else f"skipped-{rank}.jsonl")
     opener = _opener(data, pixels, seed, skipped_list, pixel_store, output, rank)
     return opener.several(data.sources) if data.sources else opener.one(data.path)
+
+
+def plain_clips(data: DistillDataConfig, pixels: PixelConfig, seed: int) -> ClipSource:
+    """The clips that a run learns from, by number, without lists and caches.
+
+    Raises:
+        InputError: they are a stream, which has no clip by number.
+        DataError: they cannot be used.
+    """
+    if data.sources or (data.path is not None and find_shards(data.path) is not None):
+        raise InputError(
+            "data.sources and tars are streams, whose clips have no number before the run; give data.path a folder or "
+            "a list of videos"
+        )
+    return _opener(data, pixels, seed).one(data.path)
 
 
 def held_out_clips(data: DistillDataConfig, pixels: PixelConfig, seed: int) -> list[Clip]:
@@ -109,15 +127,19 @@ def num_skipped(clips: ClipSource) -> int:
 
 def open_caches(
     data: DistillDataConfig, target_identity: dict[str, Any]
-) -> tuple[TensorStore | None, TensorStore | None]:
-    """Caches of the teacher's targets, which belong to `target_identity`, and of clips' pixels; half the space each."""
-    if data.cache is None:
-        return None, None
-    half = int(data.cache_gigabytes * 1e9 / 2)
-    return (
-        TensorStore(Path(data.cache) / "targets", target_identity, half),
-        TensorStore(Path(data.cache) / "pixels", {"pixels": "uint8"}, half, dtype=None),
-    )
+) -> tuple[KeptTensors | None, KeptTensors | None]:
+    """Where the teacher's targets, which belong to `target_identity`, and clips' pixels are kept: shards made before,
+    then a cache, half of its space each."""
+    targets: KeptTensors | None = None
+    pixels: KeptTensors | None = None
+    if data.cache is not None:
+        half = int(data.cache_gigabytes * 1e9 / 2)
+        targets = TensorStore(Path(data.cache) / "targets", target_identity, half)
+        pixels = TensorStore(Path(data.cache) / "pixels", {"pixels": "uint8"}, half, dtype=None)
+    if data.targets is not None:
+        shards = TargetShards(data.targets, target_identity)
+        targets, pixels = shards.beyond(targets), shards.beyond(pixels)
+    return targets, pixels
 
 
 def _opener(
@@ -125,7 +147,7 @@ def _opener(
     pixels: PixelConfig,
     seed: int,
     skipped_list: Path | None = None,
-    pixel_store: TensorStore | None = None,
+    pixel_store: KeptTensors | None = None,
     counts_folder: Path | None = None,
     rank: int = 0,
 ) -> ClipOpener:

@@ -17,11 +17,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from liteframe.errors import LiteFrameError
 from liteframe.integrations.server import faults, media, replies, schema
 from liteframe.integrations.server.contact_sheet import contact_sheet
-from liteframe.integrations.server.engine import DONE, FAILED, PROGRESS, TEXT, Engine, Job
+from liteframe.integrations.server.describe import describe
+from liteframe.integrations.server.engine import DONE, FAILED, PROGRESS, TEXT, Answerer, Engine, Job
 from liteframe.integrations.server.faults import ApiError
 from liteframe.integrations.server.forms import FORM_BYTES, UploadForm
 from liteframe.integrations.server.guard import Guard
@@ -30,7 +32,6 @@ from liteframe.integrations.server.schema import VideoOptions, Wish
 from liteframe.integrations.server.settings import ServeSettings
 from liteframe.pipeline import VideoLLM
 from liteframe.version import __version__
-from liteframe.video.isolate import Limits
 from liteframe.video.probe import probe
 from liteframe.video.sample import Sampling
 
@@ -49,20 +50,26 @@ class Server:
     """What the routes share: the engine, the uploads, and the threads that look at files.
 
     Args:
-        model: a model whose files are decoded in a process of their own (`VideoLLM.isolate`).
+        model: a model whose files are decoded in a process of their own (`VideoLLM.isolate`), or who answers instead
+            of an engine in this process.
         name: what clients call the model; no path of this machine.
     """
 
-    def __init__(self, model: VideoLLM, name: str, settings: ServeSettings) -> None:
+    def __init__(self, model: VideoLLM | Answerer, name: str, settings: ServeSettings) -> None:
         self.name = name
         self.settings = settings
         self.started = time.time()
-        self.about = {"encoder": model.encoder.name, "version": __version__, "max_frames": settings.max_frames}
         self.metrics = Metrics()
-        self.limits = Limits(total_seconds=settings.decode_seconds, allow_lists=False)
-        model.isolate = self.limits
+        self.limits = settings.decode_limits
         self.uploads = media.Uploads(settings.max_upload_bytes, settings.keep_seconds)
-        self.engine = Engine(model, settings.queue_size, self.metrics.count_reply)
+        self.engine: Answerer
+        if isinstance(model, VideoLLM):
+            model.isolate = self.limits
+            self.engine = Engine(model, settings.queue_size)
+        else:
+            self.engine = model
+        self.engine.on_reply = self.metrics.count_reply
+        self.about = {"encoder": self.engine.encoder, "version": __version__, "max_frames": settings.max_frames}
         self._lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="liteframe-look")
         self._num_looks = 0
         self.metrics.watch("liteframe_queue_waiting", "Requests in the queue.", lambda: self.engine.num_waiting)
@@ -132,6 +139,7 @@ def create_app(server: Server) -> FastAPI:
     _add_chat(app, server)
     _add_files(app, server)
     _add_facts(app, server)
+    describe(app)
     paths = {getattr(route, "path", "") for route in app.routes}
 
     def count(path: str, status: int) -> None:
@@ -144,8 +152,9 @@ def create_app(server: Server) -> FastAPI:
 
 def _add_faults(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
-    async def of_ours(request: Request, error: ApiError) -> JSONResponse:
-        return _refusal(error)
+    @app.exception_handler(LiteFrameError)
+    async def of_request(request: Request, error: ApiError | LiteFrameError) -> JSONResponse:
+        return _refusal(faults.told(error, "the video") or faults.internal())
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
@@ -351,7 +360,7 @@ async def _pieces(request: Request, limit: int, told_limit: int, seconds: float 
     """The request's body as it comes.
 
     Raises:
-        ApiError: 413 beyond `limit` bytes, 408 after `seconds`.
+        ApiError: 413 beyond `limit` bytes, 408 after `seconds`, 400 when the other side has gone.
     """
     deadline = time.monotonic() + seconds
     stream = request.stream()
@@ -367,6 +376,8 @@ async def _pieces(request: Request, limit: int, told_limit: int, seconds: float 
             return
         except asyncio.TimeoutError:
             raise ApiError(408, "timeout", f"the request took longer than {seconds:g} s to arrive") from None
+        except ClientDisconnect:  # told to nobody, or to who sent something that is no HTTP
+            raise ApiError(400, "broken_off", "the request broke off before its end") from None
         count += len(data)
         if count > limit:
             await _drain(stream)
@@ -383,5 +394,5 @@ async def _drain(stream: AsyncIterator[bytes]) -> None:
 
     try:
         await asyncio.wait_for(read(), _DRAIN_SECONDS)
-    except asyncio.TimeoutError:
+    except (asyncio.TimeoutError, ClientDisconnect):
         return

@@ -1,4 +1,7 @@
-"""A bounded queue of questions, and the one thread that owns the model and answers them in order."""
+"""A bounded queue of questions, and the one thread that owns the model and answers them in order.
+
+What the routes need of it is the protocol `Answerer`: `replicas.ReplicaEngine` gives jobs to other processes instead.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from liteframe.encoded_video import EncodedVideo
 from liteframe.errors import VideoWarning
@@ -75,23 +78,56 @@ class Job:
     is_cancelled: threading.Event = field(default_factory=threading.Event)
 
 
+@runtime_checkable
+class Answerer(Protocol):
+    """Who answers jobs, in this process or in others.
+
+    Attributes:
+        encoder: name of the encoder in front of the language model.
+        on_reply: called with every `Reply`, for statistics.
+    """
+
+    encoder: str
+    on_reply: Callable[[Reply], None]
+
+    @property
+    def num_waiting(self) -> int:
+        """Jobs whose turn has not come."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether jobs are being answered."""
+
+    def check_room(self) -> None:
+        """Raise ApiError 429 when a job would be refused now: told before its body is read."""
+
+    def submit(self, job: Job) -> None:
+        """Take a job and its resources. Raises ApiError 429 when there are too many."""
+
+    def cancel(self, job: Job) -> None:
+        """Leave a job that nobody waits for."""
+
+    def stop(self) -> None:
+        """Cancel everything."""
+
+
 class _CancelledError(Exception):
     """Nobody waits for the answer any more."""
 
 
 class Engine:
-    """Answers jobs one after another.
+    """Answers jobs one after another. An `Answerer`.
 
     Args:
         model: used by the engine's thread alone from now on.
         queue_size: jobs that may wait.
-        on_reply: called with every `Reply`, for statistics.
     """
 
-    def __init__(self, model: VideoLLM, queue_size: int, on_reply: Callable[[Reply], None] | None = None) -> None:
+    def __init__(self, model: VideoLLM, queue_size: int) -> None:
+        self.encoder = model.encoder.name
+        self.on_reply: Callable[[Reply], None] = lambda reply: None
         self._model = model
         self._queue_size = queue_size
-        self._on_reply = on_reply or (lambda reply: None)
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._changed = threading.Condition()
@@ -153,13 +189,7 @@ class Engine:
         # A job that was put in a moment ago may not have been taken out yet: it waits for nobody.
         is_idle = self._running is None
         if len(self._waiting) >= self._queue_size + is_idle:
-            seconds = math.ceil(min(max(self._mean_seconds * (len(self._waiting) + 1), 1), 120))
-            raise ApiError(
-                429,
-                "queue_full",
-                f"{len(self._waiting)} requests are waiting already; try again in {seconds} s",
-                headers={"Retry-After": str(seconds)},
-            )
+            raise queue_full(len(self._waiting), self._mean_seconds * (len(self._waiting) + 1))
 
     def _run(self) -> None:
         while True:
@@ -189,7 +219,7 @@ class Engine:
             if known is None:
                 traceback.print_exc(file=sys.stderr)
             return FAILED, known or faults.internal()
-        self._on_reply(reply)
+        self.on_reply(reply)
         return DONE, reply
 
     def _answer(self, job: Job, begin: float) -> Reply:
@@ -257,6 +287,13 @@ class Engine:
 
     def _kept_bytes(self) -> int:
         return sum(video.visual.embeddings.nbytes for video, _ in self._videos.values())
+
+
+def queue_full(waiting: int, seconds: float) -> ApiError:
+    """429, with the seconds after which there is likely room again."""
+    later = math.ceil(min(max(seconds, 1), 120))
+    text = f"{waiting} requests are waiting already; try again in {later} s"
+    return ApiError(429, "queue_full", text, headers={"Retry-After": str(later)})
 
 
 def _check_wanted(job: Job) -> None:

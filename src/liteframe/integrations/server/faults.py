@@ -28,16 +28,26 @@ class ApiError(Exception):
         param: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(_sendable(message))
         self.status = status
         self.code = code
-        self.param = param
+        self.param = param if param is None else _sendable(param)
         self.headers = headers or {}
 
     def as_dict(self) -> dict[str, Any]:
         """The object that OpenAI's clients read."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def as_arguments(self) -> dict[str, Any]:
+        """What makes the same error in another process."""
+        given = {"status": self.status, "code": self.code, "message": str(self), "param": self.param}
+        return {**given, "headers": self.headers}
+
+
+def _sendable(text: str) -> str:
+    """What a request's JSON may hold and UTF-8 cannot, half of a surrogate pair, as a question mark."""
+    return text.encode(errors="replace").decode()
 
 
 def told(error: BaseException, name: str) -> ApiError | None:

@@ -25,7 +25,7 @@ def serve(
     """Serve until Ctrl-C or SIGTERM.
 
     Args:
-        load_model: gives the `VideoLLM`, once the port is known to be free.
+        load_model: gives the `VideoLLM`, or an `Answerer`, once the port is known to be free.
         model: what it was named by.
         on_ready: called with the address once requests are answered.
 
@@ -42,19 +42,10 @@ def serve(
         from liteframe.integrations.server.app import Server, create_app
 
         port = listener.getsockname()[1]
-        llm = load_model()
         name = public_name(model)
-        app = create_app(Server(llm, name, settings))
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=settings.queue_size + _CONNECTIONS,
-            timeout_graceful_shutdown=5,
-            lifespan="on",
-            ws="none",
-        )
+        server = Server(load_model(), name, settings)
+        app = create_app(server)
+        config = uvicorn_config(app, settings)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
 
         class Ready(uvicorn.Server):
@@ -63,7 +54,27 @@ def serve(
                 on_ready(f"http://{host}:{port}")
 
         _run(Ready(config), listener)
-    return {"host": settings.host, "port": port, "model": name, "encoder": llm.encoder.name}
+    return {"host": settings.host, "port": port, "model": name, "encoder": server.engine.encoder}
+
+
+def uvicorn_config(app: Any, settings: ServeSettings) -> Any:
+    """How uvicorn is to run the application: the same whatever else is installed, and within limits."""
+    import uvicorn
+
+    from liteframe.integrations.server.connections import PunctualProtocol
+
+    return uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=PunctualProtocol,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=settings.queue_size + _CONNECTIONS,
+        timeout_graceful_shutdown=5,
+        lifespan="on",
+        ws="none",
+    )
 
 
 def check_installed() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from liteframe.errors import InputError
+from liteframe.video.isolate import Limits
 
 MEGABYTE = 1_000_000
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -60,6 +61,11 @@ class ServeSettings:
         for folder in self.allow_dirs:
             if not folder.is_dir():
                 raise InputError(f"--allow-dir {folder}: no such folder")
+
+    @property
+    def decode_limits(self) -> Limits:
+        """What reading one video may take; lists of other files are not followed."""
+        return Limits(total_seconds=self.decode_seconds, allow_lists=False)
 
     @property
     def is_local(self) -> bool:
