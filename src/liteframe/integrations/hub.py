@@ -79,7 +79,7 @@ def publish(
     model = read_trained(Path(folder))
     licence = _licence(model, licence)
     card_file = model.folder / CARD
-    rows = load_results(results) if results is not None else []
+    rows = load_results(Path(results)) if results is not None else []
     is_written = card_file.exists()
     card = card_file.read_text(encoding="utf-8") if is_written else write_card(model, repo_id, licence, rows)
     files = list(_files(model.folder))

@@ -226,11 +226,11 @@ def _measured(model: TrainedModel, results: list[dict[str, Any]]) -> str:
             f"{first['step']} steps, {_figure(last['right'])} in the last."
         )
     if results:
-        head = [
+        columns = [
             "| Benchmark | Model | Encoder | Frames | Visual tokens | Questions | Right | 95 % interval |",
             "|---" * 8 + "|",
         ]
-        parts.append("\n".join([*head, *(_result(row) for row in results)]))
+        parts.append("\n".join([*columns, *(_result(row) for row in results)]))
     return "\n\n".join(parts)
 
 

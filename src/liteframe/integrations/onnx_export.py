@@ -220,7 +220,7 @@ def _compare(encoder: VideoEncoder, pixels: PixelConfig, file: Path, seed: int) 
         torch.randn(groups, encoder.group_size, 3, rows * cell, columns * cell, generator=random)
         for groups, rows, columns in _CELLS
     ]
-    checks = []
+    checks: list[dict[str, Any]] = []
     with torch.inference_mode():
         for frames in (native, *others):
             expected = encoder(frames).features
