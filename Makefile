@@ -30,9 +30,9 @@ lint: .venv/.installed-dev  ## style, formatting, types and the layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The variable keeps the theme from advertising its own future.
+# Not --quiet: that hides warnings from --strict, too. The variable keeps the theme from advertising its own future.
 docs: .venv/.installed-docs  ## the documentation site, into build/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## remove .venv and what the tools cache
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
