@@ -118,7 +118,9 @@ def test_the_pieces_of_a_stream_make_up_the_answer(serve, clip):
 
 
 def test_progress_is_told_in_batches_where_it_is_asked_for(serve, clip):
-    client = serve()
+    model = make_model()
+    model.batch_frames = 16
+    client = serve(model)
     for is_asked in (True, False):
         body = request(clip.name, f"Is it {is_asked}?", num_frames=20 - is_asked, stream=True)
         body["liteframe"]["progress"] = is_asked

@@ -58,7 +58,7 @@ def result(out, tiny_shape):
     """A run of the tiny shape; 64 frames of the teacher are longer than its context."""
     told = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "_CPU_SIDES", (256,))
+        patch.setattr(runtime, "CPU_MATRIX_SIDES", (256,))
         found = run(
             tiny_shape, [3, 64], ["teacher", "liteframe"], device="cpu", out=out, repeats=2, answer_tokens=3,
             on_progress=lambda done, total: told.append((done, total)),
@@ -112,7 +112,7 @@ def test_what_is_written_is_what_is_returned(result, out):
 
 
 def test_a_precision_is_told_with_what_it_costs(tiny_shape, result, monkeypatch):
-    monkeypatch.setattr(machine, "_CPU_SIDES", (256,))
+    monkeypatch.setattr(runtime, "CPU_MATRIX_SIDES", (256,))
     found = run(tiny_shape, [3], ["teacher", "liteframe"], device="cpu", repeats=1, answer_tokens=2, precision="int8")
     for method in ("teacher", "liteframe"):
         assert result["encoders"][method] == {"precision": "fp32", "explained_variance": 1.0}

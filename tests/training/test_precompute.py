@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from liteframe.data.clips import ClipSampler
+from liteframe.data.clip_sampler import ClipSampler
 from liteframe.data.manifest import load_manifest
 from liteframe.data.needles import NeedleConfig, write_benchmark
 from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
@@ -172,7 +172,7 @@ def test_a_run_needs_neither_teacher_nor_videos(tmp_path, monkeypatch):
     monkeypatch.setattr(
         task_of, "target", lambda self, groups, real=task_of.target: asked.append(1) or real(self, groups)
     )
-    monkeypatch.setattr("liteframe.data.clips.iter_frames", lambda *_, **__: pytest.fail("a video was decoded"))
+    monkeypatch.setattr("liteframe.data.clip_frames.iter_frames", lambda *_, **__: pytest.fail("a video was decoded"))
     precomputed = distill(corpus, [f"output={tmp_path}/shards", f"data.targets={tmp_path}/targets"])
     assert len(asked) == 4  # two held-out clips, before and after; none of training
     # Targets of one clip at a time round otherwise than those of three, in float16's last bits at most.

@@ -142,6 +142,16 @@ def test_workers_are_kept_and_one_left_half_way_is_not(video):
     assert not kept.is_alive
 
 
+def test_a_kept_worker_finds_relative_paths_from_where_its_parent_stands_now(tmp_path, video, monkeypatch):
+    Path(tmp_path / "other").mkdir()
+    (tmp_path / "other" / "here.mp4").write_bytes(Path(video).read_bytes())
+    expected = probe(video, isolate=True)  # a worker is kept now
+    monkeypatch.chdir(tmp_path / "other")
+    assert probe("here.mp4", isolate=True).num_frames == expected.num_frames
+    with pytest.raises(VideoError, match=r"^gone\.mp4: "):
+        probe("gone.mp4", isolate=True)
+
+
 def test_several_threads_have_a_worker_each(video):
     isolate.stop_workers()
     counts = []

@@ -12,10 +12,12 @@ its watchdog or the launcher does), they end with one line that names it.
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -206,7 +208,32 @@ def _state() -> PartialState:
 
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    return PartialState(cpu=wants_cpu or (launched and not torch.cuda.is_available()))
+    if launched and not torch.distributed.is_initialized():
+        atexit.register(_leave)
+    options = _rendezvous_after_restart() if launched else {}
+    return PartialState(cpu=wants_cpu or (launched and not torch.cuda.is_available()), **options)
+
+
+def _leave() -> None:
+    """End the engine's threads before Python's end: one that still runs then aborts the process (torch 2.13, gloo)."""
+    if torch.distributed.is_initialized():
+        with suppress(RuntimeError):
+            torch.distributed.destroy_process_group()
+
+
+def _rendezvous_after_restart() -> dict[str, Any]:
+    """What makes a restarted process meet the new ones.
+
+    torchrun's agent keeps one store for all attempts (torch 2.13), in which the addresses of the processes that are
+    gone still stand; whoever reads those before they are overwritten waits for the dead. So each attempt has its own.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if attempt == "0" or not has_store or torch.distributed.is_initialized():
+        return {}
+    agent = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    store = torch.distributed.PrefixStore(f"attempt-{attempt}", agent)
+    return {"store": store, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,8 @@ def _serve(path: str | PathLike[str], task: dict[str, Any], limits: Limits) -> I
     worker = _take()
     is_done = False
     try:
-        worker.send({**task, "limits": asdict(limits)})
+        # A kept worker stands where this process stood when it was begun, and may stand in another folder now.
+        worker.send({**task, "folder": str(Path.cwd()), "limits": asdict(limits)})
         for kind, body in worker.messages(path, limits):
             if kind == DONE:
                 break

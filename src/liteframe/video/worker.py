@@ -37,6 +37,7 @@ def main() -> None:
     for text in sys.stdin.buffer:
         try:
             task = json.loads(text)
+            os.chdir(task["folder"])
             probe.allow_lists(task["limits"]["allow_lists"])
             _do(task, line, iter_frames, probe.examine)
         except BrokenPipeError:
