@@ -67,15 +67,15 @@ class Case:
 def server(folder: Path, arguments: list[str]) -> Iterator[tuple[str, int]]:
     """`liteframe serve` on a free port: its address, and its process."""
     command = [sys.executable, "-m", "liteframe", "serve", "--port", "0", "--allow-dir", str(folder), *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        assert process.stderr is not None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         lines: list[str] = []
         while (found := _ADDRESS.search(lines[-1] if lines else "")) is None:
-            lines.append(process.stderr.readline())
+            lines.append(process.stdout.readline())
             if not lines[-1]:
                 raise SystemExit("".join(lines) or "the server did not start")
         # What it says later must not fill the pipe.
-        threading.Thread(target=lambda: [sys.stderr.write(line) for line in process.stderr], daemon=True).start()
+        threading.Thread(target=lambda: [sys.stderr.write(line) for line in process.stdout], daemon=True).start()
         try:
             yield found[1], process.pid
         finally:
