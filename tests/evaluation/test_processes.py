@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -23,6 +21,7 @@ from liteframe.evaluation import runner
 from liteframe.evaluation.lock import LOCK, locked
 from liteframe.evaluation.processes import Processes
 from liteframe.evaluation.results import load_results
+from two_processes import told, torchrun
 
 FILES = ("predictions-teacher-8.jsonl", "predictions-pooled-8.jsonl")
 QUESTIONS = 10
@@ -148,11 +147,8 @@ def test_two_processes_share_the_questions_and_leave_the_files_of_one(
 
 def test_torchrun_starts_two_that_find_each_other(data: Path, tmp_path: Path, whole: dict[str, str]) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    command = [sys.executable, *launch, tiny_evaluation.__file__, str(data), str(out), str(log)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
+    run = torchrun(tiny_evaluation.__file__, str(data), str(out), str(log), timeout=PATIENCE)
+    assert run.returncode == 0, told(run)
     assert files(out) == whole
     assert len({line.split()[0] for line in log.read_text().splitlines()}) == 2
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from tiny_run import SCENARIOS, SETTINGS, Points
 
 from liteframe.errors import ConfigError
 from liteframe.training.loop import LoopConfig, train
+from two_processes import told, torchrun
 
 PROGRAM = Path(tiny_run.__file__)
 
@@ -25,11 +23,8 @@ PROGRAM = Path(tiny_run.__file__)
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes wrote, of every scenario."""
     output = tmp_path_factory.mktemp("pair")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launch, str(PROGRAM), str(output), *SCENARIOS]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
+    run = torchrun(tiny_run.__file__, str(output), *SCENARIOS)
+    assert run.returncode == 0, told(run)
     return output
 
 
@@ -84,6 +79,14 @@ def test_only_one_process_writes_and_every_line_once(pair: Path) -> None:
     assert [line["step"] for line in curve(pair / "even")] == list(range(1, 13))
     names = sorted(path.name for path in (pair / "even").iterdir())
     assert names == ["log.jsonl", "step-00000008", "step-00000012"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list native threads here")
+def test_no_thread_of_the_engine_outlives_the_run(pair: Path) -> None:
+    """One that runs at Python's end can abort the process."""
+    for rank in range(2):
+        names = (pair / f"threads-{rank}").read_text().split()
+        assert names and not [name for name in names if "gloo" in name]
 
 
 def test_a_loss_that_is_no_number_stops_both_and_names_the_part(pair: Path) -> None:

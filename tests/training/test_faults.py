@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,13 @@ import tiny_sharded
 import torch
 from safetensors.torch import load_file
 
+from two_processes import told, torchrun
+
 LAST = "step-00000012"
 
 
 def launch(output: Path, task: dict, restarts: int, program: str = tiny_run.__file__) -> subprocess.CompletedProcess:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", str(restarts)]
-    command = [sys.executable, *launcher, program, str(output), "{}", json.dumps(task)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return torchrun(program, str(output), "{}", json.dumps(task), restarts=restarts)
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
@@ -34,7 +31,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     output = tmp_path_factory.mktemp("unbroken")
     run = launch(output, {"dropout": 0.3}, 0)
-    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.returncode == 0, told(run)
     return weights(output)
 
 
@@ -45,7 +42,7 @@ def test_a_killed_process_is_named_and_the_launcher_goes_on(
     tmp_path: Path, unbroken: dict[str, torch.Tensor], kill: tuple[int, int, str], done: int
 ) -> None:
     run = launch(tmp_path, {"dropout": 0.3, "kill": kill}, restarts=1)
-    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.returncode == 0, told(run)
     killed = kill[1]
     assert f"process {killed} (pid" in run.stderr and "is gone: killed" in run.stderr
     assert f"resumed from {tmp_path / f'step-{done:08d}'}" in run.stderr
@@ -64,7 +61,7 @@ def test_a_killed_process_of_a_divided_run(tmp_path: Path) -> None:
     """The other one waits for a layer's weights then, and not for a sum."""
     for name, kill, restarts in (("whole", (-1, -1, ""), 0), ("killed", (6, 1, "backward"), 1)):
         run = launch(tmp_path / name, {"kill": kill}, restarts, tiny_sharded.__file__)
-        assert run.returncode == 0, run.stderr[-3000:]
+        assert run.returncode == 0, told(run)
     assert "process 1 (pid" in run.stderr
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert len(whole) > 8 and whole.keys() == killed.keys()
@@ -77,6 +74,6 @@ def test_without_restarts_the_launcher_names_it_too_and_the_next_call_goes_on(
     run = launch(tmp_path, {"dropout": 0.3, "kill": (6, 1, "backward")}, restarts=0)
     assert run.returncode != 0 and "Signal 9 (SIGKILL)" in run.stderr and "rank      : 1" in run.stderr
     run = launch(tmp_path, {"dropout": 0.3}, restarts=0)
-    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.returncode == 0, told(run)
     after = weights(tmp_path)
     assert all(torch.equal(after[name], unbroken[name]) for name in unbroken)

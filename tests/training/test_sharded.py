@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from liteframe.training.checkpoint_files import SavedTensors
 from liteframe.training.loop import LoopConfig, train
 from liteframe.training.optimizer import make_optimizer
 from liteframe.training.sharding import launcher_shards
+from two_processes import told, torchrun
 
 CONFIG = LoopConfig(**SETTINGS, **SCENARIOS["two"][0])
 TASK = SCENARIOS["two"][1]
@@ -40,11 +38,8 @@ def pair(one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes wrote, of every scenario; one of them goes on from a checkpoint of one process."""
     output = tmp_path_factory.mktemp("pair")
     shutil.copytree(one / "step-00000004", output / "from-one" / "step-00000004")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launch, tiny_sharded.__file__, str(output), *SCENARIOS]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
+    run = torchrun(tiny_sharded.__file__, str(output), *SCENARIOS)
+    assert run.returncode == 0, told(run)
     return output
 
 
@@ -123,6 +118,14 @@ def test_parts_of_two_checkpoints_do_not_make_one(pair: Path, tmp_path: Path) ->
     shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "model-00002-of-00002.safetensors")
     with pytest.raises(CheckpointError, match=r"rows of layers\.0\.\w+ are missing"):
         train(DividedPoints(**TASK), CONFIG, tmp_path, "again")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list native threads here")
+def test_no_thread_of_the_engine_outlives_the_run(pair: Path) -> None:
+    """One that runs at Python's end can abort the process."""
+    for rank in range(2):
+        names = (pair / f"threads-{rank}").read_text().split()
+        assert names and not [name for name in names if "gloo" in name]
 
 
 def test_a_process_without_data_stops_both_and_says_what_to_do(pair: Path) -> None:

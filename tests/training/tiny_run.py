@@ -6,6 +6,7 @@ torchrun ... tiny_run.py OUTPUT SCENARIO...                         the named sc
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
@@ -126,6 +127,13 @@ class Points:
         return ", ".join(f"point {number}" for number in batch[1])
 
 
+def note_threads_at_exit(path: Path) -> None:
+    """Write the names of the native threads that still run when all that is registered later has been called."""
+    tasks = Path("/proc/self/task")
+    if tasks.exists():
+        atexit.register(lambda: path.write_text("\n".join((task / "comm").read_text() for task in tasks.iterdir())))
+
+
 SCENARIOS: dict[str, tuple[dict, dict]] = {
     "even": ({}, {"dropout": 0.3}),
     "skips": ({"ema_decay": 0.9}, {"skips": True}),
@@ -139,6 +147,7 @@ SCENARIOS: dict[str, tuple[dict, dict]] = {
 def main(output: Path, scenarios: list[str]) -> None:
     """Run them; what each ends with goes into OUTPUT/NAME-RANK.json."""
     rank = os.environ["RANK"]
+    note_threads_at_exit(output / f"threads-{rank}")
     for name in scenarios:
         settings, task = SCENARIOS[name]
         ended: str | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_run import SETTINGS, Points
+from tiny_run import SETTINGS, Points, note_threads_at_exit
 from torch import Tensor, nn
 
 from liteframe.errors import LiteFrameError
@@ -73,6 +73,7 @@ SCENARIOS: dict[str, tuple[dict, dict]] = {
 
 def main(output: Path, scenarios: list[str]) -> None:
     """Run them; what each ends with goes into OUTPUT/NAME-RANK.json."""
+    note_threads_at_exit(output / f"threads-{os.environ['RANK']}")
     for name in scenarios:
         settings, task = SCENARIOS[name]
         ended: str | None = None

@@ -13,12 +13,14 @@ its watchdog or the launcher does), they end with one line that names it.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -209,14 +211,21 @@ def _state() -> PartialState:
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     if launched and not torch.distributed.is_initialized():
+        # Its functions have the process group that stands when it is imported as a default, and so would keep it for
+        # ever (torch 2.13; the first optimizer imports it).
+        import_module("torch.distributed.nn.functional")
         atexit.register(_leave)
     options = _rendezvous_after_restart() if launched else {}
     return PartialState(cpu=wants_cpu or (launched and not torch.cuda.is_available()), **options)
 
 
 def _leave() -> None:
-    """End the engine's threads before Python's end: one that still runs then aborts the process (torch 2.13, gloo)."""
+    """End the engine's threads before Python's end: one that still runs then can abort the process (torch 2.13, gloo).
+
+    They end with the last reference to the process group; modules that are divided hold one, in cycles.
+    """
     if torch.distributed.is_initialized():
+        gc.collect()
         with suppress(RuntimeError):
             torch.distributed.destroy_process_group()
 

@@ -8,6 +8,7 @@ A launcher may ask for it too: ``accelerate launch`` with ``distributed_type: FS
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -70,6 +71,9 @@ def shard(root: RunsInside, layers: Sequence[nn.Module], dtype: torch.dtype) -> 
 
     device = next(root.parameters()).device
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    # DTensor's caches keep the mesh to Python's end, and the mesh the process group, whose threads must end before
+    # (`processes._leave`, which was registered earlier and so comes later).
+    atexit.register(getattr(mesh, "_pg_registry", {}).clear)
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
