@@ -20,9 +20,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from records import keep, publish
+
 from liteframe.data.needles import NeedleConfig, write_benchmark
 from liteframe.evaluation.runner import evaluate
-from liteframe.runtime import machine_facts, tune_allocator
+from liteframe.runtime import tune_allocator
 from liteframe.training.distill import DistillRecipe, build_student, distill
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ctd_mini.toml"
@@ -141,17 +143,16 @@ def main() -> None:
             flops[variant] = build_student(student, teacher).flops(*size, 4) / 1e9
             found.setdefault(variant, []).append(run(variant, seed, args, questions))
             report = {
-                "machine": machine_facts(),
                 "steps": args.steps,
                 "frames": args.frames,
                 "accuracy_on_pooled_tokens": reference,
                 "gflops": flops,
                 "runs": found,
             }
-            (args.out / "ablations.json").write_text(json.dumps(report, indent=1) + "\n")
+            keep(report, args.out / "ablations.json")
     print(f"The same language model on the pooled teacher's tokens: {reference:.3f}\n")
     print(summary(found, flops))
-    print(json.dumps(report))
+    publish(report, args.out / "ablations.json")
 
 
 if __name__ == "__main__":

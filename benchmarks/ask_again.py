@@ -12,19 +12,18 @@ disk. Prints the time to the first token of each. The last line is one JSON obje
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from long_video import make_long_video
+from records import publish
 from rich.console import Console
 from rich.table import Table
 
-from liteframe.files import write_whole
 from liteframe.pipeline import VideoLLM
-from liteframe.runtime import machine_facts, tune_allocator
+from liteframe.runtime import tune_allocator
 from liteframe.token_cache import TokenCache
 from liteframe.types import Answer
 
@@ -98,7 +97,6 @@ def main() -> None:
     share = statistics.median(run["reading_share"] for run in runs)
     console.print(f"decoding and encoding were {share:.0%} of the first (wanted where 90 % or more: at most 0.1 of it)")
     report = {
-        "machine": machine_facts(),
         "tiny": arguments.tiny,
         "frames": arguments.frames,
         "model": arguments.model,
@@ -107,9 +105,7 @@ def main() -> None:
         "medians": medians,
         "runs": runs,
     }
-    if arguments.out is not None:
-        write_whole(arguments.out, json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    publish(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from long_video import encode_piece
+from records import publish
 from rich.console import Console
 from rich.table import Table
-
-from liteframe.runtime import machine_facts
 
 VIDEOS = {"10 seconds": 10, "10 minutes": 600}
 # What getrusage counts in: kilobytes on Linux, bytes on macOS.
@@ -72,6 +71,7 @@ def measure(video: Path, name: str, arguments: argparse.Namespace) -> dict[str, 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="also write the JSON there")
     parser.add_argument("--work", type=Path, help="folder that keeps the two files; a temporary one if left out")
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--model", default="mini")
@@ -102,7 +102,7 @@ def main() -> None:
     Console().print(table)
     difference = rows[1]["peak_memory_bytes"] - rows[0]["peak_memory_bytes"]
     settings = {"frames": arguments.frames, "model": arguments.model, "encoder": arguments.encoder}
-    print(json.dumps({"machine": machine_facts(), **settings, "rows": rows, "difference_bytes": difference}))
+    publish({**settings, "rows": rows, "difference_bytes": difference}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ OUT/bottleneck.png and OUT/budget.json; prints the tables of docs/results.md; th
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from records import publish
 
 from liteframe import terminal
 from liteframe.baselines import BASELINES
@@ -38,7 +39,7 @@ from liteframe.evaluation.runner import evaluate
 from liteframe.files import write_whole
 from liteframe.language.adapter import ADAPTER_FOLDER
 from liteframe.language.places import find_checkpoint
-from liteframe.runtime import machine_facts, tune_allocator
+from liteframe.runtime import tune_allocator
 
 SEED = 6000
 RATIO = 16
@@ -190,15 +191,13 @@ def main() -> None:
     print(f"{table([*quick.values(), anchor], anchor)}\n")
     print("\n".join(told))
     report = {
-        "machine": machine_facts(),
         "videos": args.videos,
         "equal_tokens": [*equal.values(), whole],
         "equal_latency": [*quick.values(), anchor],
         "unreduced": unreduced,
         "goals": told,
     }
-    write_whole(args.out / "budget.json", json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    publish(report, args.out / "budget.json")
 
 
 if __name__ == "__main__":

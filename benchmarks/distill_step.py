@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from records import publish
 
 from liteframe.data.needle_clips import NeedleClips
 from liteframe.encoders.pooling import PooledEncoder
 from liteframe.encoders.teacher import TeacherEncoder
 from liteframe.language.vision_tower import load_vision_tower
-from liteframe.runtime import machine_facts, tune_allocator
+from liteframe.runtime import tune_allocator
 from liteframe.training.distill import DistillRecipe, DistillTask, build_student
 from liteframe.training.loop import train
 from liteframe.training.optimizer import make_optimizer
@@ -97,13 +98,10 @@ def main() -> None:
     recipe = DistillRecipe.from_toml(RECIPE, [*args.set, *steps])
     found = measure(recipe, args.rounds)
     ratio = found["whole"] / (found["clips"] + found["teacher"] + found["student"])
-    report = {"machine": machine_facts(), "threads": torch.get_num_threads(), "seconds": found, "ratio": ratio}
+    report = {"threads": torch.get_num_threads(), "seconds": found, "ratio": ratio}
     print("\n".join(f"{name:8} {value:.3f} s" for name, value in found.items()))
     print(f"the whole step takes {ratio:.2f} of the sum of its parts (goal: at most {GOAL})")
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    publish(report, args.out)
 
 
 if __name__ == "__main__":

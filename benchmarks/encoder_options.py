@@ -13,7 +13,6 @@ is not counted, though caches and memory are still shared. The last line is one 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -22,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from records import publish
 from rich.console import Console
 
 from liteframe.encoders import EncoderSource, build_encoder
 from liteframe.encoders.interface import VideoEncoder, frames_at_once
 from liteframe.encoders.precision import PRECISIONS, explained_variance, with_precision
-from liteframe.files import write_whole
 from liteframe.language import prefix
 from liteframe.language.loading import Checkpoint, load_checkpoint
-from liteframe.runtime import machine_facts, tune_allocator
+from liteframe.runtime import tune_allocator
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 METHODS = ("teacher", "liteframe")
@@ -108,7 +107,6 @@ def main() -> None:
 
     console = Console(width=120)
     report: dict[str, Any] = {
-        "machine": machine_facts(),
         "tiny": arguments.tiny,
         "clock": arguments.clock,
         "repeats": arguments.repeats,
@@ -124,9 +122,7 @@ def main() -> None:
         for setting, seconds in report[name].items():
             console.print(f"  {setting}: {seconds * 1e3:.1f} ms")
     console.print(f"LiteFrame at 256 frames to the teacher at 32: {ours / theirs:.2f} (wanted: at most 0.65)")
-    if arguments.out is not None:
-        write_whole(arguments.out, json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    publish(report, arguments.out)
 
 
 if __name__ == "__main__":

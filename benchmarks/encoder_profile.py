@@ -13,7 +13,6 @@ alone, by each method. The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from records import publish
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -30,9 +30,8 @@ from liteframe.encoders.depthwise import METHODS, StridedConvolution, TemporalCo
 from liteframe.encoders.interface import STUDENT_FOLDER, frames_at_once, group_frames
 from liteframe.encoders.loading import load_student
 from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder, PatchEmbedding
-from liteframe.files import write_whole
 from liteframe.language.places import find_checkpoint
-from liteframe.runtime import machine_facts, tune_allocator
+from liteframe.runtime import tune_allocator
 
 CONVOLUTIONS, POSITIONS, ENCODE = "convolutions", "patches and positions", "encode"
 LABELS: dict[type[nn.Module], str] = {
@@ -185,16 +184,13 @@ def main() -> None:
         times = ", ".join(f"{method} {row[method] * 1e3:.2f} ms" for method in METHODS[1:])
         console.print(f"{row['student']}, kernel {row['kernel']}, stride {row['stride']}, {row['grid']}: {times}")
     report = {
-        "machine": machine_facts(),
         "tiny": arguments.tiny,
         "repeats": repeats,
         "shares": found,
         "moving": moving,
         "convolutions": methods,
     }
-    if arguments.out is not None:
-        write_whole(arguments.out, json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    publish(report, arguments.out)
 
 
 if __name__ == "__main__":

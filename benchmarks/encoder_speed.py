@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from records import publish
 from rich.console import Console
 from rich.table import Table
 from transformers import InternVLVisionConfig, InternVLVisionModel
@@ -32,7 +33,7 @@ from transformers import InternVLVisionConfig, InternVLVisionModel
 from liteframe.encoders.interface import group_frames
 from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.encoders.teacher import TeacherEncoder
-from liteframe.runtime import machine_facts, tune_allocator
+from liteframe.runtime import tune_allocator
 
 Encoder = TeacherEncoder | LiteFrameEncoder
 TEACHER = "InternViT-300M"
@@ -157,14 +158,6 @@ def print_rows(console: Console, rows: list[dict[str, Any]], system: list[dict[s
     console.print(table)
 
 
-def write_json(path: Path, report: dict[str, Any]) -> None:
-    """All of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -181,7 +174,6 @@ def main() -> None:
     side = 56 if arguments.tiny else 448
     console = Console(width=120)
     report: dict[str, Any] = {
-        "machine": machine_facts(),
         "frames": FRAMES,
         "height": side,
         "width": side,
@@ -204,9 +196,7 @@ def main() -> None:
                 console.print(
                     f"  {row['share']:6.1%}  {row['seconds']:8.3f} s  {row['calls']:5d} x  {row['operation']}"
                 )
-        if arguments.out is not None:
-            write_json(arguments.out, report)
-    print(json.dumps(report))
+    publish(report, None if arguments.only_rows else arguments.out)
 
 
 if __name__ == "__main__":

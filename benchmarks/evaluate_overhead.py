@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import json
 import pstats
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from records import publish
 from rich.console import Console
 
 from liteframe import terminal
@@ -33,7 +33,7 @@ from liteframe.data.needles import NeedleConfig, write_benchmark
 from liteframe.evaluation.runner import evaluate
 from liteframe.language.video_llm import VideoLanguageModel
 from liteframe.pipeline import VideoLLM
-from liteframe.runtime import Stopwatch, machine_facts, tune_allocator
+from liteframe.runtime import Stopwatch, tune_allocator
 
 SEED = 4000
 MINUTE = NeedleConfig(frames=600, fps=10.0, needle_frames=(4, 16), questions_per_video=4)
@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data", type=Path, help="a needle benchmark that is there; else one is made, and removed")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--out", type=Path, help="also write the JSON there")
     args = parser.parse_args()
     tune_allocator()
     with tempfile.TemporaryDirectory(prefix="liteframe-overhead-") as folder:
@@ -136,7 +137,7 @@ def main() -> None:
             with terminal.progress("Making videos") as on_progress:
                 write_benchmark(Path(folder) / "data", args.videos, SEED, MINUTE, on_progress=on_progress)
         result = measure(args, Path(folder))
-    result |= {"videos": args.videos, "frames": args.frames, "encoders": args.encoders, "machine": machine_facts()}
+    result |= {"videos": args.videos, "frames": args.frames, "encoders": args.encoders}
     shown = terminal.table("seconds", "all", "share of the run")
     wall = result["wall_seconds"]
     for words, name in (
@@ -150,7 +151,7 @@ def main() -> None:
     Console().print(shown)
     verdict = "reached" if result["overhead_share"] < GOAL else "NOT reached"
     print(f"Overhead {result['overhead_share']:.1%} of {result['questions']} answers; goal under {GOAL:.0%}: {verdict}")
-    print(json.dumps(result))
+    publish(result, args.out)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ OUT/frame_scaling.json; prints the tables; the last line is the JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+from records import publish
 from rich.console import Console
 
 from liteframe import terminal
@@ -26,10 +26,9 @@ from liteframe.encoders.interface import STUDENT_FOLDER
 from liteframe.evaluation.report import write_report
 from liteframe.evaluation.results import RESULTS
 from liteframe.evaluation.runner import evaluate
-from liteframe.files import write_whole
 from liteframe.language.adapter import ADAPTER_FOLDER
 from liteframe.language.places import find_checkpoint
-from liteframe.runtime import machine_facts, tune_allocator
+from liteframe.runtime import tune_allocator
 
 SEED = 9000
 LONG = NeedleConfig(frames=512, needle_frames=(4, 16), questions_per_video=3)
@@ -94,14 +93,13 @@ def main() -> None:
             print(f"{name}, {count} frames", file=sys.stderr)
             with terminal.progress("Asking") as on_progress:
                 evaluate("needles", args.out / data, model, [encoder], [count], out=out, on_progress=on_progress)
-    report = {"machine": machine_facts(), "videos": args.videos}
+    report = {"videos": args.videos}
     for data in ("long", "short"):
         rows = write_report(args.out / f"{data}-results")["rows"]
         report[data] = rows
         Console(stderr=True).print(f"{data} videos: {args.out / f'{data}-results' / 'report.html'}")
         print(f"{table(rows)}\n")
-    write_whole(args.out / "frame_scaling.json", json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    publish(report, args.out / "frame_scaling.json")
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ from typing import Any
 
 import av
 import numpy as np
+from records import publish
 
 from liteframe.data.clip_loader import ClipLoader
 from liteframe.data.clip_sampler import ClipSampler
 from liteframe.data.clips import ClipConfig
 from liteframe.data.manifest import load_manifest
 from liteframe.data.skipped import BadVideoPolicy, SkippedVideos
-from liteframe.runtime import machine_facts
 from liteframe.video.isolate import stop_workers
 
 _BATCH, _STRETCH = 8, 32  # clips a step; steps of one list before it is the other's turn
@@ -172,10 +172,7 @@ def main() -> int:
     rates = found["clips_per_second"]
     print(f"clean  {rates['clean']:8.2f} clips/s\nbroken {rates['broken']:8.2f} clips/s, {found['ratio']:.1%} of that")
     print(f"{found['named']} of {found['broken']} broken files are named, {found['named_wrongly']} others")
-    report = {"machine": machine_facts(), **found}
-    print(json.dumps(report))
-    if asked.out is not None:
-        asked.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    publish(found, asked.out)
     is_right = found["named"] == found["broken"] == found["lines"] and not found["named_wrongly"]
     return 0 if is_right and found["ratio"] > 0.9 else 1
 

@@ -39,12 +39,11 @@ import numpy as np
 import openai
 import psutil
 from hostile_requests import hostile_requests, kinds, send
+from records import publish
 from rich.console import Console
 from rich.table import Table
 
 from liteframe.data.needles import NeedleConfig, write_benchmark
-from liteframe.files import write_whole
-from liteframe.runtime import machine_facts
 
 _QUESTIONS = ("What is the colour of the first shape?", "How many shapes were shown?", "Which digit was shown?")
 _MAX_TOKENS = 16
@@ -320,7 +319,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     wanted = given.only.split(",")
-    result: dict[str, Any] = {"benchmark": "server_load", "machine": machine_facts(), "serve_args": given.serve_args}
+    result: dict[str, Any] = {"serve_args": given.serve_args}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cases = make_cases(folder, given.tiny, [])
@@ -336,9 +335,7 @@ def main() -> int:
             with server(folder, [*limits, *arguments]) as (address, pid):
                 result["hostile"] = hostile(address, pid, cases, given.hostile)
     show(result)
-    if given.out is not None:
-        write_whole(given.out, json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    publish(result, given.out)
     return 0 if all(result[name]["is_good"] for name in wanted) else 1
 
 

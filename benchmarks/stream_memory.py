@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from long_video import make_long_video
+from records import publish
 from rich.console import Console
 from rich.table import Table
 
-from liteframe.files import write_whole
-from liteframe.runtime import machine_facts, tune_allocator
+from liteframe.runtime import tune_allocator
 
 VIDEOS = {"one minute": 60, "two hours": 7200}
 TINY = {"one minute": 4, "two hours": 20}
@@ -114,10 +114,8 @@ def main() -> None:
     ratio = rows[1]["above_model_bytes"] / rows[0]["above_model_bytes"]
     console.print(f"long to short: {ratio:.3f} (wanted: at most 1.1, and at most 300 MB)")
     settings = {"frames": arguments.frames, "model": arguments.model, "encoder": rows[0]["runs"][0]["encoder"]}
-    report = {"machine": machine_facts(), "tiny": arguments.tiny, **settings, "ratio": ratio, "rows": rows}
-    if arguments.out is not None:
-        write_whole(arguments.out, json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    report = {"tiny": arguments.tiny, **settings, "ratio": ratio, "rows": rows}
+    publish(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ to answer, and prints how much longer that took than the slowest stage. The last
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -19,13 +18,13 @@ from typing import Any
 
 import torch
 from long_video import make_long_video
+from records import publish
 from rich.console import Console
 from rich.table import Table
 
 from liteframe.encoders.interface import group_frames
-from liteframe.files import write_whole
 from liteframe.pipeline import STAGES, VideoLLM
-from liteframe.runtime import Stopwatch, machine_facts, tune_allocator
+from liteframe.runtime import Stopwatch, tune_allocator
 from liteframe.video.decode import iter_frames
 from liteframe.video.sample import Sampling
 from liteframe.video.transform import normalize, resize
@@ -115,7 +114,6 @@ def main() -> None:
     ratio = statistics.median(run["ratio"] for run in runs)
     console.print(f"to the slowest stage alone: {ratio:.2f} (wanted: at most 1.2)")
     report = {
-        "machine": machine_facts(),
         "tiny": arguments.tiny,
         "frames": arguments.frames,
         "model": arguments.model,
@@ -126,9 +124,7 @@ def main() -> None:
         **medians,
         "runs": runs,
     }
-    if arguments.out is not None:
-        write_whole(arguments.out, json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    publish(report, arguments.out)
 
 
 if __name__ == "__main__":

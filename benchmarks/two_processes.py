@@ -97,10 +97,7 @@ def main() -> None:
     ratio = medians[2] / medians[1]
     apart = max(abs(a - b) / a for a, b in zip(curves[1], curves[2], strict=True))
 
-    from liteframe.runtime import machine_facts
-
     report = {
-        "machine": machine_facts(),
         "clips_per_second": {str(processes): round(speed, 3) for processes, speed in medians.items()},
         "ratio": round(ratio, 3),
         "goal": GOAL,
@@ -111,10 +108,9 @@ def main() -> None:
     for processes, speed in medians.items():
         print(f"{processes} process{'es' if processes > 1 else ''}: {speed:.2f} clips/s")
     print(f"ratio {ratio:.2f} (goal {GOAL}); the losses of a step differ by at most {apart:.1e} of themselves")
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    from records import publish
+
+    publish(report, args.out)
 
 
 if __name__ == "__main__":

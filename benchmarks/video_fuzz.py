@@ -14,7 +14,6 @@ counted, and its file is kept in --work.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -32,11 +31,11 @@ from typing import Any
 
 import av
 import numpy as np
+from records import publish
 from rich.console import Console
 from rich.table import Table
 
 from liteframe.errors import VideoError
-from liteframe.runtime import machine_facts
 from liteframe.video.decode import iter_frames
 from liteframe.video.isolate import Limits, stop_workers
 from liteframe.video.probe import probe
@@ -325,15 +324,11 @@ def main() -> None:
     console.print(table(outcomes, "name"))
     console.print(table(outcomes, "mutation"))
     result = {
-        "machine": machine_facts(),
         "seed": arguments.seed,
         "seconds_total": time.perf_counter() - begin,
         **summary(outcomes),
     }
-    line = json.dumps(result)
-    if arguments.out is not None:
-        arguments.out.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    publish(result, arguments.out)
     sys.exit(1 if result["wrong"] else 0)
 
 

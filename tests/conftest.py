@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from liteframe.runtime import tune_allocator
 tune_allocator()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# The short forms of the benchmarks are tests.
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 MINI = Path(find_spec("liteframe").submodule_search_locations[0]) / "assets" / "mini"
 

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-import pytest
-
-_BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "manifest_faults.py"
+import manifest_faults
 
 
-@pytest.fixture(scope="module")
-def benchmark_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("manifest_faults", _BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_list_with_broken_files_finishes_and_names_each(
-    benchmark_module: ModuleType, maker: ModuleType, tmp_path: Path
-) -> None:
+def test_a_list_with_broken_files_finishes_and_names_each(maker: ModuleType, tmp_path: Path) -> None:
     sources = [maker.write(tmp_path / f"{name}.mp4", maker.steady(12)) for name in "xy"]
-    found = benchmark_module.run(tmp_path, sources, entries=250, broken_share=0.04, workers=2, isolate=False)
+    found = manifest_faults.run(tmp_path, sources, entries=250, broken_share=0.04, workers=2, isolate=False)
     assert (found["entries"], found["broken"], found["named"], found["lines"]) == (250, 10, 10, 10)
     assert found["named_wrongly"] == 0 and found["empty_places"] == 0
     assert found["reasons"] == {
@@ -37,8 +24,8 @@ def test_a_list_with_broken_files_finishes_and_names_each(
     assert found["ratio"] > 0.5
 
 
-def test_real_videos_are_cut_without_decoding(benchmark_module: ModuleType, maker: ModuleType, tmp_path: Path) -> None:
+def test_real_videos_are_cut_without_decoding(maker: ModuleType, tmp_path: Path) -> None:
     source = maker.write(tmp_path / "long.mp4", maker.steady(40))
     (tmp_path / "short").mkdir()
-    (short,) = benchmark_module.small_videos(tmp_path / "short", [source], frames=12)
+    (short,) = manifest_faults.small_videos(tmp_path / "short", [source], frames=12)
     assert maker.shown(short)[1] == list(range(12))

@@ -16,12 +16,12 @@ import pytest
 import tiny_evaluation
 import torch
 
+from launch_two import told, torchrun
 from liteframe.errors import InputError
 from liteframe.evaluation import runner
 from liteframe.evaluation.lock import LOCK, locked
 from liteframe.evaluation.processes import Processes
 from liteframe.evaluation.results import load_results
-from two_processes import told, torchrun
 
 FILES = ("predictions-teacher-8.jsonl", "predictions-pooled-8.jsonl")
 QUESTIONS = 10

@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
-import sys
 import threading
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
+import budget
+import evaluate_overhead as overhead
 import pytest
 
 from liteframe.runtime import Stopwatch
-
-ROOT = Path(__file__).parents[2]
-
-
-def program(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def budget() -> ModuleType:
-    return program("budget")
-
-
-@pytest.fixture(scope="module")
-def overhead() -> ModuleType:
-    return program("evaluate_overhead")
-
 
 # --- equal latency ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_as_many_frames_as_fit_the_time(budget: ModuleType, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_as_many_frames_as_fit_the_time(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     chance = random.Random(seed)
     fixed, each, target = chance.uniform(0, 0.02), chance.uniform(0.001, 0.01), chance.uniform(0.1, 0.5)
 
@@ -67,7 +45,7 @@ def test_as_many_frames_as_fit_the_time(budget: ModuleType, monkeypatch: pytest.
 # --- the goals --------------------------------------------------------------------------------------------------------
 
 
-def rows(budget: ModuleType, folder: Path, right: dict[str, int], seconds: dict[str, float]) -> dict[str, dict]:
+def rows(folder: Path, right: dict[str, int], seconds: dict[str, float]) -> dict[str, dict]:
     """Of 100 questions on 100 videos the first so many right."""
     found = {}
     for name in (budget.LITEFRAME, budget.ADAPTED, *budget.NOT_ADAPTED):
@@ -87,25 +65,23 @@ def rows(budget: ModuleType, folder: Path, right: dict[str, int], seconds: dict[
     return found
 
 
-def test_goals_are_judged_by_what_was_measured(budget: ModuleType, tmp_path: Path) -> None:
+def test_goals_are_judged_by_what_was_measured(tmp_path: Path) -> None:
     names = (budget.LITEFRAME, budget.ADAPTED, *budget.NOT_ADAPTED)
     right = dict.fromkeys(names, 40) | {budget.LITEFRAME: 60, budget.ADAPTED: 63, "tome": 60, "pooled": 50}
     seconds = dict.fromkeys(names, 2.0) | {budget.LITEFRAME: 1.0}
-    good = budget.goals(rows(budget, tmp_path / "good", right, seconds))
+    good = budget.goals(rows(tmp_path / "good", right, seconds))
     assert [line.split(":")[0] for line in good] == ["reached", "reached", "reached", "order"]
     assert "best: tome, 60.0%" in good[0] and "-3.0 points" in good[1] and "worst: 0.50" in good[2]
     assert good[3].startswith("order: tome 60.0%, pooled 50.0%, ")
     assert "tome minus pooled +10.0 (" in good[3]
-    bad = budget.goals(
-        rows(budget, tmp_path / "bad", right | {"tome": 61, budget.ADAPTED: 64}, seconds | {"fastv": 1.9})
-    )
+    bad = budget.goals(rows(tmp_path / "bad", right | {"tome": 61, budget.ADAPTED: 64}, seconds | {"fastv": 1.9}))
     assert [line.split(":")[0] for line in bad[:3]] == ["NOT reached"] * 3
 
 
-def test_the_table_has_each_method_once_from_the_best(budget: ModuleType, tmp_path: Path) -> None:
+def test_the_table_has_each_method_once_from_the_best(tmp_path: Path) -> None:
     names = (budget.LITEFRAME, budget.ADAPTED, *budget.NOT_ADAPTED)
     found = rows(
-        budget, tmp_path, {name: 90 - 5 * i for i, name in enumerate(names)}, {n: 1.0 + i for i, n in enumerate(names)}
+        tmp_path, {name: 90 - 5 * i for i, name in enumerate(names)}, {n: 1.0 + i for i, n in enumerate(names)}
     )
     lines = budget.table(list(found.values()), found[budget.LITEFRAME]).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == list(names)
@@ -119,14 +95,14 @@ def test_the_table_has_each_method_once_from_the_best(budget: ModuleType, tmp_pa
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_covered_time_is_that_of_a_count_by_ticks(overhead: ModuleType, seed: int) -> None:
+def test_covered_time_is_that_of_a_count_by_ticks(seed: int) -> None:
     chance = random.Random(seed)
     spans = [(begin := chance.randint(0, 90), begin + chance.randint(0, 20)) for _ in range(chance.randint(0, 15))]
     ticks = {tick for begin, end in spans for tick in range(begin, end)}
     assert overhead.covered([(float(begin), float(end)) for begin, end in spans]) == len(ticks)
 
 
-def test_stages_of_several_threads_are_noted(overhead: ModuleType) -> None:
+def test_stages_of_several_threads_are_noted() -> None:
     with overhead.noted() as spans:
         watches = [Stopwatch(), Stopwatch()]
 

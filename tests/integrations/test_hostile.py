@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from hostile_requests import Hostile, hostile_requests, http, kinds, send
 
 from liteframe.integrations.server.app import Server
 from liteframe.integrations.server.connections import PunctualProtocol
 from liteframe.integrations.server.settings import ServeSettings
 from tiny_server import client_of, make_model, request
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from hostile_requests import Hostile, hostile_requests, http, kinds, send
 
 SETTINGS = {"upload_seconds": 0.5, "max_upload_bytes": 1_000_000, "max_body_bytes": 1_500_000, "decode_seconds": 20}
 

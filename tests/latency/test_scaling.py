@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+import scaling
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def scaling():
-    spec = importlib.util.spec_from_file_location("scaling", ROOT / "benchmarks" / "scaling.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scaling"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def report(scaling):
+def report():
     return scaling.compute(scaling.Assumptions())
 
 
-def test_the_page_shows_what_the_script_says(scaling, report):
+def test_the_page_shows_what_the_script_says(report):
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     shown = page.partition(scaling.BEGIN)[2].partition(scaling.END)[0].strip()
     assert shown == scaling.tables(report), "run python benchmarks/scaling.py --write docs/scaling.md"
@@ -59,14 +48,14 @@ def test_prompts_by_hand(report):
         assert row["prefill"] == pytest.approx(language / 1e12, rel=0.002)
 
 
-def test_less_utilisation_takes_longer(scaling, report):
+def test_less_utilisation_takes_longer(report):
     slower = scaling.compute(scaling.Assumptions(utilisation=0.1))
     for slow, row in zip(slower["rows"], report["rows"], strict=True):
         for stage, seconds in row["seconds"].items():
             assert slow["seconds"][stage] == pytest.approx(4 * seconds)
 
 
-def test_tables_replace_only_what_is_between_the_markers(scaling, tmp_path):
+def test_tables_replace_only_what_is_between_the_markers(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{scaling.BEGIN}\nold\n{scaling.END}\nafter\n")
     scaling.write_between_markers(page, "new")

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import SCENARIOS, SETTINGS, Points
 
+from launch_two import told, torchrun
 from liteframe.errors import ConfigError
 from liteframe.training.loop import LoopConfig, train
-from two_processes import told, torchrun
 
 PROGRAM = Path(tiny_run.__file__)
 

@@ -12,7 +12,7 @@ import tiny_sharded
 import torch
 from safetensors.torch import load_file
 
-from two_processes import told, torchrun
+from launch_two import told, torchrun
 
 LAST = "step-00000012"
 

@@ -13,13 +13,13 @@ from safetensors import safe_open
 from tiny_run import SETTINGS
 from tiny_sharded import SCENARIOS, DividedPoints
 
+from launch_two import told, torchrun
 from liteframe.errors import CheckpointError, ConfigError, LiteFrameError
 from liteframe.training.checkpoint import load_weights, save_training_state
 from liteframe.training.checkpoint_files import SavedTensors
 from liteframe.training.loop import LoopConfig, train
 from liteframe.training.optimizer import make_optimizer
 from liteframe.training.sharding import launcher_shards
-from two_processes import told, torchrun
 
 CONFIG = LoopConfig(**SETTINGS, **SCENARIOS["two"][0])
 TASK = SCENARIOS["two"][1]

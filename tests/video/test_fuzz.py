@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
-import pytest
+import video_fuzz
 
 from liteframe.video.isolate import Limits
 
-_BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "video_fuzz.py"
 
-
-@pytest.fixture(scope="module")
-def video_fuzz() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("video_fuzz", _BENCHMARK)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["video_fuzz"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_mutants_give_frames_or_a_typed_error(video_fuzz, tmp_path):
+def test_mutants_give_frames_or_a_typed_error(tmp_path):
     limits = Limits(silence_seconds=10, total_seconds=10, memory_bytes=2 << 30)
     outcomes = video_fuzz.fuzz(range(98), 1, tmp_path, limits, workers=1)
     assert len(outcomes) == 98
@@ -37,7 +19,7 @@ def test_mutants_give_frames_or_a_typed_error(video_fuzz, tmp_path):
     assert sum(count for result, count in results.items() if "frames" not in result) > 5
 
 
-def test_mutants_are_a_function_of_seed_and_number(video_fuzz):
+def test_mutants_are_a_function_of_seed_and_number():
     seeds = {"a": bytes(range(200)), "b": bytes(300)}
     for number in range(40):
         name, mutation, data = video_fuzz.mutant(seeds, 3, number)
@@ -46,7 +28,7 @@ def test_mutants_are_a_function_of_seed_and_number(video_fuzz):
     assert len({video_fuzz.mutant(seeds, 3, number)[1] for number in range(200)}) == len(video_fuzz.MUTATIONS)
 
 
-def test_the_judge_finds_what_is_wrong(video_fuzz, tmp_path, monkeypatch):
+def test_the_judge_finds_what_is_wrong(tmp_path, monkeypatch):
     path = video_fuzz.write_seed(tmp_path / "plain.mp4")
     limits = Limits(silence_seconds=30)
     assert video_fuzz.read(path, "none", limits).result == "frames"
