@@ -31,6 +31,7 @@ from liteframe.encoders.interface import STUDENT_FOLDER, frames_at_once, group_f
 from liteframe.encoders.loading import load_student
 from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder, PatchEmbedding
 from liteframe.language.places import find_checkpoint
+from liteframe.packed import pack
 from liteframe.runtime import tune_allocator
 
 CONVOLUTIONS, POSITIONS, ENCODE = "convolutions", "patches and positions", "encode"
@@ -40,7 +41,7 @@ LABELS: dict[type[nn.Module], str] = {
     PatchEmbedding: POSITIONS,
 }
 KINDS = {
-    "matrix products": ("aten::addmm", "aten::mm", "aten::bmm"),
+    "matrix products": ("aten::addmm", "aten::mm", "aten::bmm", "mkldnn::_linear"),
     "attention": ("scaled_dot_product",),
     "GELU": ("aten::gelu",),
     "norms": ("layer_norm",),
@@ -62,7 +63,7 @@ def students(tiny: bool) -> dict[str, tuple[LiteFrameEncoder, torch.Tensor]]:
     for name, student in found.items():
         height, width = (56, 56) if tiny else student.config.image_size
         frames = torch.randn(4 if tiny else frames_at_once(height, width, student.group_size), 3, height, width)
-        made[name] = (student.eval(), group_frames(frames, student.group_size))
+        made[name] = (pack(student.eval()), group_frames(frames, student.group_size))
     return made
 
 

@@ -33,6 +33,7 @@ from transformers import InternVLVisionConfig, InternVLVisionModel
 from liteframe.encoders.interface import group_frames
 from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.encoders.teacher import TeacherEncoder
+from liteframe.packed import is_faster, pack
 from liteframe.runtime import tune_allocator
 
 Encoder = TeacherEncoder | LiteFrameEncoder
@@ -65,7 +66,7 @@ def make_encoders(side: int, tiny: bool) -> dict[str, Encoder]:
     for name in STUDENTS:
         encoders[name] = make_student(name, side, tiny)
     encoders["liteframe-b, Conv3d"] = make_student("liteframe-b", side, tiny, "convolution")
-    return {name: encoder.eval() for name, encoder in encoders.items()}
+    return {name: pack(encoder.eval()) for name, encoder in encoders.items()}
 
 
 @torch.inference_mode()
@@ -180,6 +181,7 @@ def main() -> None:
         "dtype": "float32",
         "tiny": arguments.tiny,
         "allocator_tuned": tuned,
+        "linear": "onednn" if is_faster() else "torch",
     }
     encoders = make_encoders(side, arguments.tiny)
     frames = torch.randn(FRAMES, 3, side, side)

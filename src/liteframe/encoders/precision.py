@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from liteframe.encoders.interface import PixelConfig, VideoEncoder, frames_at_once, group_frames
 from liteframe.errors import InputError
+from liteframe.packed import pack, unpack
 
 PRECISIONS = ("fp32", "bf16", "int8")
 FASTEST = "fastest"
@@ -53,7 +54,7 @@ def faster(
         encoder = with_precision(encoder, precision)
     if compile_it:
         encoder = compiled(encoder, frames_at_once(pixels.height, pixels.width, encoder.group_size))
-    return encoder
+    return pack(encoder)
 
 
 def with_precision(encoder: VideoEncoder, precision: str) -> VideoEncoder:
@@ -83,7 +84,7 @@ def _with_int8_layers(encoder: VideoEncoder) -> VideoEncoder:
             raise InputError(
                 f"--precision int8: torch {torch.__version__} has no torch.ao.quantization any more; use bf16"
             ) from None
-        quantized: VideoEncoder = quantize_dynamic(exact, {nn.Linear: per_channel_dynamic_qconfig}).eval()
+        quantized: VideoEncoder = quantize_dynamic(unpack(exact), {nn.Linear: per_channel_dynamic_qconfig}).eval()
     quantized.precision = "int8"
     quantized.exact = (exact,)
     return quantized
@@ -98,7 +99,7 @@ def fastest_precision(encoder: VideoEncoder, pixels: PixelConfig) -> str:
     frames = max(1, frames_at_once(pixels.height, pixels.width) // 16)
     noise = torch.randn(frames, 3, pixels.height, pixels.width, device=encoder.device)
     groups = group_frames(noise, encoder.group_size)
-    candidates = {name: with_precision(encoder, name) for name in _DTYPES}
+    candidates = {name: pack(with_precision(encoder, name)) for name in _DTYPES}
     seconds = {name: float("inf") for name in candidates}
     for turn in range(_ROUNDS + 1):
         for name, candidate in candidates.items():

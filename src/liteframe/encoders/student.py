@@ -34,6 +34,7 @@ from liteframe.encoders.depthwise import StridedConvolution, TemporalConvolution
 from liteframe.encoders.faults import config_faults
 from liteframe.encoders.interface import VideoEncoder, patch_grid, resample_grid
 from liteframe.errors import ConfigError, InputError
+from liteframe.packed import linear
 from liteframe.types import VideoTokens
 
 _ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
@@ -228,7 +229,7 @@ class PatchEmbedding(nn.Module):
         """Embed every frame. The product lays tokens out channels last, which a convolution would not."""
         patch = self.projection.kernel_size[0]
         patches = rearrange(pixels, "g f c (h p) (w q) -> g f h w (c p q)", p=patch, q=patch)
-        embedded = F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
+        embedded = linear(patches, self.projection.weight, self.projection.bias)
         hidden = (embedded + resample_grid(self.positions, (patches.shape[2], patches.shape[3]))).flatten(2, 3)
         if self.cls_token is None:
             return hidden

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import InternVLForConditionalGeneration
 
 from liteframe.errors import CheckpointError, ConfigError
+from liteframe.packed import unpack
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -95,7 +96,7 @@ def load_adapter(model: InternVLForConditionalGeneration, name: str, folder: Pat
 
     try:
         with _no_future_warnings():
-            adapted = peft.PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+            adapted = peft.PeftModel.from_pretrained(unpack(model), str(folder), local_files_only=True)
         return adapted.merge_and_unload()
     except Exception as error:  # peft and torch raise many kinds; each means that this adapter cannot be used
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -23,6 +23,7 @@ from liteframe.language.prefix import SharedPrefix, before_last_chunk, cache_arg
 from liteframe.language.projector import project_grid, shuffled_tokens
 from liteframe.language.prompt import Dialogue, Prompt, PromptBuilder, Slots
 from liteframe.language.pruning import PrefillPruning
+from liteframe.packed import pack
 from liteframe.runtime import Stopwatch
 from liteframe.types import VideoTokens
 
@@ -104,7 +105,7 @@ class VideoLanguageModel:
             raise InputError(f"prefill_positions {prefill_positions}: give at least 1")
         self.prefill_positions = prefill_positions
         self.name = checkpoint.name
-        self.model = checkpoint.model
+        self.model = pack(checkpoint.model)
         self.tokenizer = checkpoint.tokenizer
         config = checkpoint.model.config
         self.prompts = PromptBuilder(checkpoint.tokenizer, checkpoint.prompt, config.image_token_id)

@@ -22,12 +22,13 @@ _PROCESS = Path("/proc/self")
 
 
 class Gauge:
-    """The best rates that plain torch has reached here in all measurements; the first is taken at once.
+    """The best rates that torch has reached here in all measurements; the first is taken at once.
 
-    The matrix rate is that of square products. Bandwidth is that of a copy or of a matrix-vector product, whichever
-    moves more bytes a second, on buffers of the size of the language model's weights, 1 to 256 MiB: what stays in a
-    processor's cache is read from there in the model as well, and must not beat its own bound. On a machine that others
-    use, one measurement may fall into a slow moment; a bound needs the fast ones, so measure again now and then.
+    The matrix rate is that of square products, as linear layers compute them. Bandwidth is that of a copy or of a
+    matrix-vector product, whichever moves more bytes a second, on buffers of the size of the language model's weights,
+    1 to 256 MiB: what stays in a processor's cache is read from there in the model as well, and must not beat its own
+    bound. On a machine that others use, one measurement may fall into a slow moment; a bound needs the fast ones, so
+    measure again now and then.
 
     Args:
         weight_bytes: of the language model.

@@ -30,6 +30,7 @@ from liteframe.errors import ConfigError
 from liteframe.language.adapter import attach_lora, save_adapter, weights_digest
 from liteframe.language.loading import Checkpoint, CheckpointSettings, load_checkpoint, save_checkpoint
 from liteframe.language.places import find_checkpoint
+from liteframe.packed import pack, unpack
 from liteframe.runtime import choose_dtype, machine_facts, seed_everything
 from liteframe.tensor_store import TensorStore
 from liteframe.training.adapt_task import AdaptTask, BankLessons, ConversationLessons, LessonSource, VideoLesson
@@ -243,7 +244,7 @@ def _build_encoder(recipe: AdaptRecipe, checkpoint: Checkpoint) -> VideoEncoder:
     encoder = build_encoder(recipe.encoder, source)
     if recipe.tune.encoder and recipe.encoder in ("teacher", "pooled", "average"):
         raise ConfigError(f"tune.encoder: '{recipe.encoder}' is the frozen teacher; train a LiteFrame student instead")
-    return encoder.requires_grad_(recipe.tune.encoder)
+    return pack(encoder.requires_grad_(recipe.tune.encoder))
 
 
 def _is_to_be_divided(tune: TuneConfig) -> bool:
@@ -387,7 +388,7 @@ def _export(recipe: AdaptRecipe, checkpoint: Checkpoint, encoder: VideoEncoder, 
         if tune.encoder:
             save_student(folder)
     else:
-        model = checkpoint.model if adapted is None else adapted.merge_and_unload()
+        model = checkpoint.model if adapted is None else unpack(adapted).merge_and_unload()
         whole = Checkpoint(model.eval(), checkpoint.tokenizer, checkpoint.prompt, checkpoint.pixels, output.name, name)
         save_checkpoint(whole, folder, dtype=dtype, also=save_student)
     move_into(folder, output)

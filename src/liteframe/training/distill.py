@@ -33,6 +33,7 @@ from liteframe.encoders.teacher import TeacherEncoder
 from liteframe.errors import ConfigError
 from liteframe.language.loading import quiet
 from liteframe.language.vision_tower import LoadedTower, load_vision_tower
+from liteframe.packed import pack
 from liteframe.runtime import machine_facts, seed_everything
 from liteframe.tensor_store import KeptTensors
 from liteframe.training.distill_data import (
@@ -313,7 +314,7 @@ def _rows(tensor: Tensor, count: int, numbers: Sequence[int]) -> Tensor:
 
 def build_target_encoder(config: TargetConfig, teacher: LoadedTower) -> PooledEncoder:
     """What the student is to imitate."""
-    frames = TeacherEncoder(teacher.tower, teacher.feature_layer, teacher.select_strategy)
+    frames = TeacherEncoder(pack(teacher.tower), teacher.feature_layer, teacher.select_strategy)
     return PooledEncoder(frames, method=config.pooling, alpha=config.alpha)
 
 

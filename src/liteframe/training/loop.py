@@ -19,6 +19,7 @@ import torch
 
 from liteframe.config import Config
 from liteframe.errors import ConfigError
+from liteframe.packed import packed
 from liteframe.runtime import choose_dtype, matrix_rate
 from liteframe.training.checkpoint import (
     load_training_state,
@@ -105,6 +106,7 @@ def train(
         start = run.resume()
         newest, is_stopping = output / f"step-{start:08d}", False
         with ExitStack() as stack:
+            stack.enter_context(packed(task.module))
             log = None
             if run.processes.is_main:
                 settings = settings_of(run.recipe)

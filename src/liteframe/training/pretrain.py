@@ -16,6 +16,7 @@ from liteframe.config import Config
 from liteframe.encoders.interface import PixelConfig
 from liteframe.language.loading import Checkpoint, save_checkpoint
 from liteframe.language.prompt import PromptBuilder, PromptConfig
+from liteframe.packed import pack
 from liteframe.runtime import machine_facts, seed_everything
 from liteframe.training.checkpoint import load_weights
 from liteframe.training.growth import grow_into, grow_narrator
@@ -98,7 +99,7 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     stages["tutor"] = _stage(TutorTask(tutor, recipe.tutor, pixels), recipe.tutor, output / "tutor", "0 tutor")
     vision = VisionTask(tower, tutor, recipe.vision, pixels)
     stages["vision"] = _stage(vision, recipe.vision, output / "vision", "1 vision")
-    tower.requires_grad_(False).eval()
+    pack(tower.requires_grad_(False).eval())
     bank = build_bank(tower, recipe.bank_clips, recipe.seed, pixels, output / "bank.safetensors")
 
     start_projector(model.model.multi_modal_projector, vision.module.reader, model.get_input_embeddings(), tokenizer)
