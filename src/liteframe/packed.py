@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 from torch.utils.weak import WeakIdKeyDictionary
 
 # For fewer rows reading the weights takes longest, and below this width packing and calling do.
 _ROWS, _WIDTH = 4, 32
+_PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _PLAIN = (Tensor, nn.Parameter)
 _MEMORY_SHARE = 0.25
 
@@ -49,7 +50,8 @@ def linear(
     The packed form of a weight that is not being learned is kept as long as the weight is, and made again when the
     weight was changed in place. torch does not tell of changes through ``weight.data``.
     """
-    if not (is_faster() and _fits(hidden, weight)):
+    # First, because torch.compile can look into neither of the others.
+    if torch.compiler.is_compiling() or not (is_faster() and _fits(hidden, weight)):
         return F.linear(hidden, weight.flatten(1), bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias)):
         return _Linear.apply(hidden, weight, bias)
@@ -97,7 +99,7 @@ def packed(module: nn.Module) -> Iterator[None]:
 def is_faster() -> bool:
     """Whether this processor has AVX-512 that MKL does not use. ``LITEFRAME_LINEAR=torch`` says no, ``onednn`` yes."""
     wish = os.environ.get("LITEFRAME_LINEAR", "")
-    has_it = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    has_it = torch.backends.mkldnn.is_available() and _PRODUCT is not None
     if not has_it or wish in ("torch", "onednn"):
         return has_it and wish == "onednn"
     is_wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
@@ -120,8 +122,7 @@ def _linears(module: nn.Module, kind: type[nn.Module]) -> Iterator[Any]:
 
 def _fits(hidden: Tensor, weight: Tensor) -> bool:
     return (
-        not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        not torch.jit.is_tracing()
         and hidden.device.type == "cpu"
         and hidden.dtype == weight.dtype == torch.float32
         and type(hidden) in _PLAIN
@@ -155,7 +156,7 @@ def _pack(matrix: Float[Tensor, "m k"]) -> Tensor:
 
 def _multiply(hidden: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     rows = hidden.reshape(-1, hidden.shape[-1])
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    result: Tensor = _PRODUCT(rows, packed, bias, "none", [], "")
     return result.view(*hidden.shape[:-1], -1)
 
 
@@ -185,9 +186,9 @@ class _Linear(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias
 
 
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+if _PRODUCT is not None and _PRODUCT not in flop_registry:  # unless this module was imported before
 
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    @register_flop_formula(_PRODUCT)
     def _flops(hidden_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
         """Two a multiply-add, as torch's counter counts products of its own."""
         rows, width = hidden_shape

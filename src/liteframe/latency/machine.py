@@ -81,7 +81,13 @@ def bench_facts(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     return facts
 
 
-_ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LITEFRAME_ALLOCATOR", "LITEFRAME_LINEAR", "PYTORCH_CUDA_ALLOC_CONF")
+_ENVIRONMENT = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "LITEFRAME_ALLOCATOR",
+    "LITEFRAME_LINEAR",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
 
 
 def free_memory(device: torch.device) -> int:
