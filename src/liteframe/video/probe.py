@@ -33,6 +33,7 @@ _FALLBACK_FPS = 25.0
 _MIN_FPS, _MAX_FPS = 0.01, 500.0
 _COVER = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 _DEFAULT = 0x1
+_FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 # What these formats hold is the names of other files, or a program that makes pictures.
 _LIST_FORMATS = frozenset(("concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "webm_dash_manifest"))
 _STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")
@@ -141,8 +142,11 @@ def examine(
     *,
     nominal_fps: float | int | None = None,
     on_packet: Callable[[], None] | None = None,
+    trusts_index: bool = True,
 ) -> Source:
     """Read headers, index or packets, and the first frame.
+
+    Without `trusts_index` packets are read even where there is an index: their times are exact.
 
     Raises:
         VideoError: see `open_video`; also ``"no frames"`` or ``"truncated"`` when nothing can be decoded.
@@ -156,7 +160,7 @@ def examine(
         stream.codec_context.thread_count = 1
         entries = _index(container, stream)
         size = Path(path).stat().st_size
-        is_trusted = 0 < len(entries) == stream.frames
+        is_trusted = trusts_index and 0 < len(entries) == stream.frames
         present = [entry for entry in entries if entry.pos + entry.size <= size] if is_trusted else []
         walk = Walk([], [], durations=[])
         try:
@@ -256,6 +260,8 @@ def _assemble(
         key_seconds=np.array([(stamp - origin) * float(tick) for stamp, _ in keys], dtype=np.float64),
         key_ticks=tuple(seek for _, seek in keys),
         wild=wild,
+        is_full_range=int(getattr(first, "color_range", 0) or 0) == _FULL_RANGE,
+        is_list=not _LIST_FORMATS.isdisjoint(container.format.name.split(",")),
     )
 
 

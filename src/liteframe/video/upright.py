@@ -36,12 +36,17 @@ class Geometry:
         """(width, height) as displayed."""
         return (self.height, self.width) if self.rotation_degrees % 180 else (self.width, self.height)
 
-    def to_rgb(self, frame: Any) -> UInt8[np.ndarray, "h w 3"]:
-        """A decoded ``av.VideoFrame`` as an upright uint8 (h, w, 3) RGB picture with square pixels."""
+    def to_rgb(self, frame: Any, reformatter: Any) -> UInt8[np.ndarray, "h w 3"]:
+        """A decoded ``av.VideoFrame`` as an upright uint8 (h, w, 3) RGB picture with square pixels.
+
+        `reformatter` is an ``av.VideoReformatter``; one for all frames spares setting it up for each.
+        """
         layout = "rgba" if has_alpha(frame.format) else "rgb24"
         if (frame.width, frame.height) != (self.width, self.height):
-            frame = frame.reformat(width=self.width, height=self.height, format=layout, interpolation="BICUBIC")
-        picture = frame.to_ndarray(format=layout)
+            frame = reformatter.reformat(frame, self.width, self.height, layout, interpolation="BICUBIC")
+        else:
+            frame = reformatter.reformat(frame, format=layout)
+        picture = frame.to_ndarray()
         return self.turn(over_white(picture) if layout == "rgba" else picture)
 
     def turn(self, picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
