@@ -7,6 +7,7 @@ right, `why_not` or `CannotDecodeError` says why, and PyAV reads the file, or th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from os import fspath
 from pathlib import Path
@@ -68,6 +69,7 @@ def why_not(source: Source) -> str | None:
         "the file is damaged or has no times": bool(info.faults) or not source.is_timed,
         "its frames and packets do not go by pairs, each with a time of its own": not source.is_stamped,
         "its picture is mirrored": info.is_mirrored,
+        "its pixels are not square": "pixel aspect" in notes,
         "its picture is transparent": "transparent" in notes,
         "it is full range, which torchcodec does not see": source.is_full_range and "yuvj" not in info.pixel_format,
         "it names other files": source.is_list,
@@ -97,7 +99,6 @@ class TorchcodecReader:
         self._on_packet = on_packet
         width, height = source.info.width, source.info.height
         self._batch = max(min(_BATCH_FRAMES, _BATCH_BYTES // (3 * width * height)), 1)
-        self._is_stretched = any(note.kind == "pixel aspect" for note in source.info.notes)
         self._decoder: Any = None
         self._open("approximate")
         if not self._is_found_by_rate():
@@ -122,7 +123,7 @@ class TorchcodecReader:
             yield from self.shown_at(np.array([start]))
 
     def _open(self, seek_mode: str) -> None:
-        """Exact reads all packets first; approximate computes a frame's time from its number and the header's rate."""
+        """Exact reads all packets first; approximate finds a frame by its number and the rate that the header names."""
         try:
             self._decoder = _decoder_class()(
                 fspath(Path(self._source.info.path).absolute()),
@@ -139,7 +140,7 @@ class TorchcodecReader:
         self._seek_mode = seek_mode
 
     def _is_found_by_rate(self) -> bool:
-        """Whether the approximate way leads to every frame: its guess of a time is above the frame's before only."""
+        """Whether the approximate way leads to every frame: its guess lies behind the frame before, and not later."""
         if self._decoder is None:
             return False
         about, stamps = self._decoder.metadata, self._source.stamps
@@ -179,20 +180,13 @@ class TorchcodecReader:
         seconds = [source.seconds(tick) for tick in ticks.tolist()]
         if np.abs(seconds - source.stamps[numbers]).max() > source.rounding_seconds:
             raise CannotDecodeError("torchcodec gives frames of other times than asked for")
-        return list(zip(seconds, self._upright(found.data), strict=True))
-
-    def _upright(self, pictures: Any) -> UInt8[np.ndarray, "t h w 3"]:
-        """torchcodec turns pictures, and leaves pixels as they are: these are made square here."""
-        size = (self._source.info.height, self._source.info.width)
-        if tuple(pictures.shape[1:3]) != size:
-            if not self._is_stretched:
-                height, width = pictures.shape[1:3]
-                raise CannotDecodeError(f"torchcodec gives pictures of {width} x {height}, {size[1]} x {size[0]} it is")
-            from liteframe.video.transform import resize
-
-            pictures = resize(pictures, size).permute(0, 2, 3, 1).contiguous()
-        return pictures.cpu().numpy()
+        height, width = found.data.shape[1:3]
+        if (width, height) != source.geometry.displayed_size:
+            raise CannotDecodeError(f"torchcodec gives pictures of {width} x {height}")
+        return list(zip(seconds, found.data.cpu().numpy(), strict=True))
 
 
 def _first_line(error: Exception) -> str:
-    return "torchcodec: " + (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What torchcodec says, without the place in its source."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "torchcodec says: " + re.sub(r"^\w+, \S+:\d+, ", "", line)
