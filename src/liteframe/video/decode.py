@@ -23,7 +23,7 @@ from liteframe.video.faults import out_of_memory
 from liteframe.video.isolate import Limits, frames_apart
 from liteframe.video.pictures import PictureReader
 from liteframe.video.probe import examine
-from liteframe.video.reader import DamagedError, Reader, num_threads
+from liteframe.video.reader import DamagedError, Reader, Sizes, num_threads
 from liteframe.video.sample import Sampling, uniform_middles
 from liteframe.video.side_by_side import frames_side_by_side, shares_of
 from liteframe.video.source import Source
@@ -139,9 +139,10 @@ def _read(
     on_packet: Callable[[], None] | None,
 ) -> Iterator[_Picture]:
     """The frames shown at `times`, or all of the span: each way of reading goes on where the one before it gave up."""
-    ways = [partial(_by_one_reader, source, sampling, times, warn, on_packet)]
+    sizes = Sizes()
+    ways = [partial(_by_one_reader, source, sampling, times, sizes, warn, on_packet)]
     if times is not None:
-        ways.insert(0, partial(_side_by_side, source, times, warn, on_packet))
+        ways.insert(0, partial(_side_by_side, source, times, sizes, warn, on_packet))
     if device is not None and not source.pictures:
         ways.insert(0, partial(_by_torchcodec, source, sampling, times, device, warn, on_packet))
     given = -1.0
@@ -180,6 +181,7 @@ def _by_torchcodec(
 def _side_by_side(
     source: Source,
     times: Float[np.ndarray, " t"],
+    sizes: Sizes,
     warn: Callable[[str], None],
     on_packet: Callable[[], None] | None,
     given: float,
@@ -188,28 +190,29 @@ def _side_by_side(
     if shares is None:
         yield None
         return
-    num_resized, first_size = 0, None
     try:
         for seconds, picture, size in frames_side_by_side(source, shares, on_packet):
-            first_size = first_size or size
-            num_resized += size != first_size
-            yield seconds, picture
+            if seconds > given:
+                given = seconds
+                sizes.note(size)
+                yield seconds, picture
     except DamagedError:  # what is lost is counted by one reader alone, from here on
         yield None
         return
-    if num_resized:
-        warn(_resized(num_resized))
+    if sizes.num_other:
+        warn(_resized(sizes.num_other))
 
 
 def _by_one_reader(
     source: Source,
     sampling: Sampling,
     times: Float[np.ndarray, " t"] | None,
+    sizes: Sizes,
     warn: Callable[[str], None],
     on_packet: Callable[[], None] | None,
     given: float,
 ) -> Iterator[_Picture | None]:
-    reader = PictureReader(source) if source.pictures else Reader(source, on_packet)
+    reader = PictureReader(source) if source.pictures else Reader(source, on_packet, sizes=sizes)
     try:
         for seconds, frame in _wanted(Cursor(source, reader), sampling, times, given):
             if seconds > given:

@@ -302,8 +302,10 @@ def _finish_from_index(
     lands too late is noticed and repeated.
     """
     times = [entry.timestamp for entry in present]
-    if any(getattr(entry, "is_discard", False) for entry in present):
-        times = [entry.timestamp for entry in present if not entry.is_discard]
+    if hasattr(present[0], "is_discard"):  # PyAV before 18 has no such attribute
+        is_left_out = [entry.is_discard for entry in present]
+        if True in is_left_out:
+            times = [time for time, is_out in zip(times, is_left_out, strict=True) if not is_out]
     keys = [entry.timestamp for entry in present if entry.is_keyframe] or [present[0].timestamp]
     delay = walk.keys[0][0] - keys[0] if walk.keys else 0
     tail = Walk([], [])

@@ -26,6 +26,23 @@ class DamagedError(Exception):
     """Frames were lost; one thread that is given every packet loses fewer, and always the same."""
 
 
+class Sizes:
+    """Counts the frames that are stored in another size than the first one given, whoever read them.
+
+    Attributes:
+        num_other: how many.
+    """
+
+    def __init__(self) -> None:
+        self.num_other = 0
+        self._first: tuple[int, int] | None = None
+
+    def note(self, size: tuple[int, int]) -> None:
+        """A frame of this width and height was given."""
+        self._first = self._first or size
+        self.num_other += size != self._first
+
+
 class Reader:
     """Decodes forward from where it was last set, dropping what cannot be shown; counts what it drops.
 
@@ -34,23 +51,31 @@ class Reader:
     Attributes:
         num_damaged: packets or pictures that were lost.
         num_estimated: frames whose time is a guess.
-        num_resized: frames that have another size than the first, and were scaled to it.
     """
 
     def __init__(
-        self, source: Source, on_packet: Callable[[], None] | None = None, is_one_of_several: bool = False
+        self,
+        source: Source,
+        on_packet: Callable[[], None] | None = None,
+        *,
+        sizes: Sizes | None = None,
+        is_one_of_several: bool = False,
     ) -> None:
         self.source = source
         self.num_damaged = 0
         self.num_estimated = 0
-        self.num_resized = 0
+        self._sizes = sizes or Sizes()
         self._on_packet = on_packet
         self._is_one_of_several = is_one_of_several
         self._is_careful = False
         self._reformatter = VideoReformatter()
-        self._stored: tuple[int, int] | None = None
         self._latest = self._reached = -math.inf  # what is aimed at; the last frame met that is not after it
         self._open()
+
+    @property
+    def num_resized(self) -> int:
+        """Frames that have another size than the first, and were scaled to it."""
+        return self._sizes.num_other
 
     @property
     def seek_cost_frames(self) -> int:
@@ -115,10 +140,7 @@ class Reader:
 
     def to_rgb(self, frame: Any) -> UInt8[np.ndarray, "h w 3"]:
         """An upright uint8 (h, w, 3) picture with square pixels, of the size of the file's first."""
-        stored = (frame.width, frame.height)
-        if self._stored is None:
-            self._stored = stored
-        self.num_resized += stored != self._stored
+        self._sizes.note((frame.width, frame.height))
         return self.source.geometry.to_rgb(frame, self._reformatter)
 
     def _repair(self, shown: float) -> None:

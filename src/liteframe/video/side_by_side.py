@@ -29,9 +29,7 @@ _STRETCHES_EACH = 4
 Item = tuple[float, UInt8[np.ndarray, "h w 3"], tuple[int, int]]
 
 
-def shares_of(
-    source: Source, times: Float[np.ndarray, " t"], num_readers: int
-) -> list[Float[np.ndarray, " share"]] | None:
+def shares_of(source: Source, times: Float[np.ndarray, " t"], num_readers: int) -> list[Float[np.ndarray, " _"]] | None:
     """Deal increasing `times` out to readers, stretch by stretch; None where one reader does better.
 
     A stretch begins where a jump would land on another key frame. One reader does better in few stretches (it has the
@@ -54,7 +52,7 @@ def shares_of(
 
 
 def frames_side_by_side(
-    source: Source, shares: list[Float[np.ndarray, " share"]], on_packet: Callable[[], None] | None
+    source: Source, shares: list[Float[np.ndarray, " _"]], on_packet: Callable[[], None] | None
 ) -> Iterator[Item]:
     """The frames shown at the moments of all shares, in order: ``(seconds, upright picture, stored width and height)``.
 
