@@ -213,7 +213,7 @@ def _assemble(
         keys = [(stamp, seek) for stamp, seek in walk.keys if stamp >= origin]
     else:
         interval, origin, keys = 1 / (nominal_fps or rate), 0, []
-        stamps, duration = np.arange(num_packets) * interval, num_packets * interval
+        stamps, duration = np.arange(num_packets, dtype=np.float64) * interval, num_packets * interval
         faults = [*faults, told.no_timestamps(1 / interval, is_backwards)]
     may_hold_fields = _is_interlaced(container, stream) and not (
         is_known and are_apart(walk.stamps, 0.75 / rate / tick)

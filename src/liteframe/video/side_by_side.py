@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -62,7 +63,7 @@ def frames_side_by_side(
         DamagedError: a frame was lost; those yielded before it are right.
     """
     with ExitStack() as stack:
-        readers = []
+        readers: list[Iterator[Any]] = []
         for share in shares:
             make = partial(_share_of_frames, source, share, on_packet)
             items = prefetched(make, _num_waiting(source, len(shares)), name="liteframe-side")

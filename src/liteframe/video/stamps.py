@@ -71,7 +71,7 @@ def is_timed(walk: Walk, known: Shaped[np.ndarray, " t"]) -> tuple[bool, bool]:
     is_forward = all(a <= b for a, b in itertools.pairwise(stamp for stamp, _ in walk.keys))
     is_known = len(known) > 0.9 * len(walk.stamps)
     num_different = 1 + np.count_nonzero(np.diff(known))
-    is_sane = is_known and num_different > 0.5 * len(known) and int(known[-1]) - int(known[0]) < _MAX_TICKS
+    is_sane = is_known and bool(num_different > 0.5 * len(known)) and int(known[-1]) - int(known[0]) < _MAX_TICKS
     return is_sane and is_forward, is_known and not is_forward
 
 

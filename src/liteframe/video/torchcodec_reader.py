@@ -99,7 +99,7 @@ class TorchcodecReader:
         self._on_packet = on_packet
         width, height = source.info.width, source.info.height
         self._batch = max(min(_BATCH_FRAMES, _BATCH_BYTES // (3 * width * height)), 1)
-        self._decoder: Any = None
+        self._decoder: Any
         self._open("approximate")
         if not self._is_found_by_rate():
             self._open("exact")
