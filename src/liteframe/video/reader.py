@@ -6,6 +6,7 @@ import heapq
 import math
 import os
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import Any
 
 import av.error
@@ -20,6 +21,8 @@ from liteframe.video.source import Source
 # A jump throws away the frames that the decoder's threads have begun; it must save more than that.
 SEEK_COST_FRAMES = 8
 _MAX_THREADS = 4
+# The cores are decoding the next frames; waking them for a part of this one takes longer. PyAV 14 has no such choice.
+_SCALING = {"threads": 1} if "threads" in (VideoReformatter.reformat.__doc__ or "") else {}
 
 
 class DamagedError(Exception):
@@ -68,7 +71,7 @@ class Reader:
         self._on_packet = on_packet
         self._is_one_of_several = is_one_of_several
         self._is_careful = False
-        self._reformatter = VideoReformatter()
+        self._reformat = partial(VideoReformatter().reformat, **_SCALING)
         self._latest = self._reached = -math.inf  # what is aimed at; the last frame met that is not after it
         self._open()
 
@@ -141,7 +144,7 @@ class Reader:
     def to_rgb(self, frame: Any) -> UInt8[np.ndarray, "h w 3"]:
         """An upright uint8 (h, w, 3) picture with square pixels, of the size of the file's first."""
         self._sizes.note((frame.width, frame.height))
-        return self.source.geometry.to_rgb(frame, self._reformatter)
+        return self.source.geometry.to_rgb(frame, self._reformat)
 
     def _repair(self, shown: float) -> None:
         """Reopen with one thread, shortly before the last frame that was shown."""
@@ -162,18 +165,19 @@ class Reader:
         self._reached = -math.inf
         for packet in self._packets:
             stamp = stamp_of(packet)
-            if self._length_bytes is not None and stamp is not None and self._is_left_out(packet, stamp):
+            is_expected = self._is_expected(packet, stamp)
+            if self._length_bytes is not None and stamp is not None and self._is_left_out(packet, stamp, is_expected):
                 continue
             if is_told and packet.is_corrupt and packet.size and stamp is not None:
                 broken.add(stamp)
-            if stamp is not None and self._is_expected(packet):
+            if stamp is not None and is_expected:
                 heapq.heappush(awaited, stamp)
             try:
                 decoded = packet.decode()
             except (av.error.FFmpegError, ValueError):
                 self._lose(1)
                 continue
-            num_in += self._is_expected(packet)
+            num_in += is_expected
             for frame in decoded:
                 stamp = stamp_of(frame)
                 if self._landing is not None and stamp is not None and stamp < self._landing:
@@ -195,21 +199,20 @@ class Reader:
         if num_missing > 0 and not self.source.may_hold_fields:
             self._lose(num_missing)
 
-    def _is_left_out(self, packet: Any, stamp: int) -> bool:
+    def _is_left_out(self, packet: Any, stamp: int, is_expected: bool) -> bool:
         """Whether its frame is not wanted, since a later one is shown in time, and no other frame refers to it."""
         assert self._length_bytes is not None
         seconds = self.source.seconds(stamp)
         if seconds < self._reached:
             return bool(packet.size) and is_disposable(memoryview(packet), self._length_bytes)
-        if seconds <= self._latest and self._is_expected(packet):
+        if is_expected and seconds <= self._latest:
             self._reached = seconds
         return False
 
-    def _is_expected(self, packet: Any) -> bool:
+    def _is_expected(self, packet: Any, stamp: int | None) -> bool:
         """Whether a frame should come of it."""
         if not packet.size or is_hidden(self._stream, packet) or getattr(packet, "is_discard", False):
             return False
-        stamp = stamp_of(packet)
         if stamp is None or not self.source.is_timed:
             return True
         return stamp >= (self.source.origin if self._landing is None else self._landing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -36,16 +37,16 @@ class Geometry:
         """(width, height) as displayed."""
         return (self.height, self.width) if self.rotation_degrees % 180 else (self.width, self.height)
 
-    def to_rgb(self, frame: Any, reformatter: Any) -> UInt8[np.ndarray, "h w 3"]:
+    def to_rgb(self, frame: Any, reformat: Callable[..., Any]) -> UInt8[np.ndarray, "h w 3"]:
         """A decoded ``av.VideoFrame`` as an upright uint8 (h, w, 3) RGB picture with square pixels.
 
-        `reformatter` is an ``av.VideoReformatter``; one for all frames spares setting it up for each.
+        `reformat` is that of an ``av.video.reformatter.VideoReformatter``; one for all frames is set up once.
         """
         layout = "rgba" if has_alpha(frame.format) else "rgb24"
         if (frame.width, frame.height) != (self.width, self.height):
-            frame = reformatter.reformat(frame, self.width, self.height, layout, interpolation="BICUBIC")
+            frame = reformat(frame, width=self.width, height=self.height, format=layout, interpolation="BICUBIC")
         else:
-            frame = reformatter.reformat(frame, format=layout)
+            frame = reformat(frame, format=layout)
         picture = frame.to_ndarray()
         return self.turn(over_white(picture) if layout == "rgba" else picture)
 
