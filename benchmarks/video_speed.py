@@ -1,9 +1,9 @@
 """How fast are frames read from a long video, by LiteFrame, torchcodec, decord2 and plain PyAV?
 
 Makes one-hour files (640 x 360, H.264, pictures in groups of 60 and of 600), reads so many evenly spread frames of
-each, and all frames of a ten-minute file. Every way runs once with each of its thread settings, keeps the fastest, and
-then takes turns with the others; what it returned is compared with the frames that were drawn. A library that is not
-installed is told and left out. The last line is one JSON object.
+each, and all frames of a ten-minute file. Every way is tried on a few frames with each of its thread settings, keeps
+the fastest, and takes turns with the others; what it returned is compared with the frames that were drawn. A library
+that is not installed is told and left out. The last line is one JSON object.
 
     pip install torchcodec decord2      # as far as they are wanted; torchcodec needs FFmpeg's shared libraries
     python benchmarks/video_speed.py [--frames 64,512] [--groups 60,600] [--work DIR] [--out FILE]
@@ -21,8 +21,10 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ OURS = "liteframe"
 # Mean difference of a picture's grey levels: several FFmpegs round colours otherwise, another frame is far above it.
 _CLOSE = 1.0
 _BATCH = 32
+# What the number of threads is chosen by.
+_TRIAL_FRAMES, _TRIAL_SECONDS = 16, 60
 
 Frames = tuple[list[float], np.ndarray]  # seconds; uint8 (t, h, w, 3)
 
@@ -59,7 +63,7 @@ class Way:
     """
 
     read: Callable[[str, list[int], int], Frames]
-    read_all: Callable[[str, int], Iterator[np.ndarray]] | None
+    read_all: Callable[[str, int], Generator[np.ndarray, None, None]] | None
     threads: tuple[int, ...]
 
 
@@ -70,8 +74,9 @@ def by_liteframe(backend: str) -> Way:
         frames = read_video(path, num_frames=len(numbers), backend=backend)
         return frames.seconds.tolist(), frames.pixels
 
-    def read_all(path: str, threads: int) -> Iterator[np.ndarray]:
-        return (picture for _, picture in iter_frames(path, Sampling(), backend=backend))
+    def read_all(path: str, threads: int) -> Generator[np.ndarray, None, None]:
+        for _, picture in iter_frames(path, Sampling(), backend=backend):
+            yield picture
 
     return Way(read, read_all, (0,))
 
@@ -87,7 +92,7 @@ def by_torchcodec(seek_mode: str) -> Way:
         found = opened(path, threads).get_frames_at(numbers)
         return found.pts_seconds.tolist(), found.data.numpy()
 
-    def read_all(path: str, threads: int) -> Iterator[np.ndarray]:
+    def read_all(path: str, threads: int) -> Generator[np.ndarray, None, None]:
         decoder = opened(path, threads)
         for begin in range(0, len(decoder), _BATCH):
             yield from decoder.get_frames_in_range(begin, min(begin + _BATCH, len(decoder))).data.numpy()
@@ -131,7 +136,7 @@ def by_pyav() -> Way:
                 pictures.append(frame.to_ndarray(format="rgb24"))
         return seconds, np.stack(pictures)
 
-    def read_all(path: str, threads: int) -> Iterator[np.ndarray]:
+    def read_all(path: str, threads: int) -> Generator[np.ndarray, None, None]:
         container, stream = opened(path, threads)
         with container:
             for frame in container.decode(stream):
@@ -191,70 +196,88 @@ def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
 
 def compare(
     title: str,
-    works: dict[str, dict[int, Callable[[], Any]]],
+    ways: dict[str, Way],
+    trial: Callable[[Way, int], Any],
+    work: Callable[[Way, int], Any],
     judge: Callable[[Any], str],
     repeats: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Each work once with each number of threads, judged; then, with its fastest, in turn with the others."""
-    total = sum(len(settings) for settings in works.values()) + repeats * len(works)
+    """A short trial of each way with each number of threads; then the work with its fastest, in turn with the others.
+
+    `trial` and `work` read by a way with so many threads; the first result of each `work` is judged.
+    """
+    total = sum(len(way.threads) for way in ways.values() if len(way.threads) > 1) + repeats * len(ways)
     task = progress.add_task(title, total=total)
     rows: dict[str, dict[str, Any]] = {}
-    for name, settings in works.items():
-        walls = {}
-        for threads, work in settings.items():
-            walls[threads], _, result = timed(work)
-            verdict = judge(result)
-            del result
+    for name, way in ways.items():
+        tried: dict[int, float] = {}
+        for threads in way.threads if len(way.threads) > 1 else ():
+            tried[threads] = timed(lambda way=way, threads=threads: trial(way, threads))[0]
             progress.advance(task)
-        best = min(walls, key=lambda threads: walls[threads])
-        rows[name] = {"way": name, "frames": verdict, "threads": best, "tried": walls, "wall": [], "cpu": []}
-    names = list(works)
+        best = min(tried, key=lambda threads: tried[threads]) if tried else way.threads[0]
+        rows[name] = {"way": name, "threads": best, "tried": tried, "wall": [], "cpu": []}
+    names = list(ways)
     for turn in range(repeats):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            wall, cpu, _ = timed(works[name][rows[name]["threads"]])
-            rows[name]["wall"].append(wall)
-            rows[name]["cpu"].append(cpu)
+            row = rows[name]
+            wall, cpu, result = timed(lambda name=name, row=row: work(ways[name], row["threads"]))
+            row["wall"].append(wall)
+            row["cpu"].append(cpu)
+            if turn == 0:
+                row["frames"] = judge(result)
+            del result
             progress.advance(task)
     progress.remove_task(task)
     for row in rows.values():
         row["seconds"] = statistics.median(row["wall"])
         row["cpu_seconds"] = statistics.median(row["cpu"])
         row["ratio"] = row["seconds"] / statistics.median(rows[OURS]["wall"])
-    return {"case": title, "rows": list(rows.values())}
+    return {"case": title, "repeats": repeats, "rows": list(rows.values())}
 
 
 def spread_frames(ways: dict[str, Way], path: Path, count: int, repeats: int, progress: Progress) -> dict[str, Any]:
     """`count` frames at the middles of equal parts."""
     with av.open(str(path)) as container:
         num_frames = container.streams.video[0].frames
-    numbers = [int((place + 0.5) * num_frames / count) for place in range(count)]
+    numbers, few = (middles(num_frames, some) for some in (count, min(count, _TRIAL_FRAMES)))
     reference = ways[OURS].read(str(path), numbers, 0)[1]
-    works = {
-        name: {threads: (lambda way=way, n=threads: way.read(str(path), numbers, n)) for threads in way.threads}
-        for name, way in ways.items()
-    }
-    title = f"{count} of {num_frames} frames, {path.stem}"
-    return compare(title, works, lambda found: difference(found, numbers, reference), repeats, progress)
+    return compare(
+        f"{count} of {num_frames} frames, {path.stem}",
+        ways,
+        lambda way, threads: way.read(str(path), few, threads),
+        lambda way, threads: way.read(str(path), numbers, threads),
+        lambda found: difference(found, numbers, reference),
+        repeats,
+        progress,
+    )
+
+
+def middles(num_frames: int, count: int) -> list[int]:
+    """The numbers of the frames at the middles of `count` equal parts."""
+    return [int((place + 0.5) * num_frames / count) for place in range(count)]
 
 
 def every_frame(ways: dict[str, Way], path: Path, repeats: int, progress: Progress) -> dict[str, Any]:
     """All frames one after the other, none kept."""
     with av.open(str(path)) as container:
         num_frames = container.streams.video[0].frames
-    period = PIECE_SECONDS * FPS
+    expected = [number % (PIECE_SECONDS * FPS) for number in range(num_frames)]
 
-    def read(read_all: Callable[[str, int], Iterator[np.ndarray]], threads: int) -> list[int]:
-        return [number_in(picture) for picture in read_all(str(path), threads)]
+    def numbers(way: Way, threads: int, most: int | None = None) -> list[int]:
+        assert way.read_all is not None
+        with closing(way.read_all(str(path), threads)) as pictures:
+            return [number_in(picture) for picture in islice(pictures, most)]
 
-    works = {
-        name: {threads: (lambda r=way.read_all, n=threads: read(r, n)) for threads in way.threads}
-        for name, way in ways.items()
-        if way.read_all is not None
-    }
-    expected = [number % period for number in range(num_frames)]
-    judge = lambda found: "same" if found == expected else f"{len(found)} frames, not the {num_frames} drawn"  # noqa: E731
-    return compare(f"all {num_frames} frames, {path.stem}", works, judge, repeats, progress)
+    return compare(
+        f"all {num_frames} frames, {path.stem}",
+        {name: way for name, way in ways.items() if way.read_all is not None},
+        lambda way, threads: numbers(way, threads, _TRIAL_SECONDS * FPS),
+        numbers,
+        lambda found: "same" if found == expected else f"{len(found)} frames, not the {num_frames} drawn",
+        repeats,
+        progress,
+    )
 
 
 def table_of(case: dict[str, Any]) -> Table:
@@ -263,7 +286,7 @@ def table_of(case: dict[str, Any]) -> Table:
     for column in ("way", "threads", "seconds", "ratio", "processor", "frames"):
         table.add_column(column, no_wrap=True, justify="left" if column in ("way", "frames") else "right")
     for row in case["rows"]:
-        threads = str(row["threads"] or "own choice")
+        threads = str(row["threads"] or "own")
         figures = (f"{row['seconds']:.3f} s", f"{row['ratio']:.2f}", f"{row['cpu_seconds']:.2f} s")
         table.add_row(row["way"], threads, *figures, row["frames"])
     return table
@@ -321,7 +344,6 @@ def main() -> None:
         "machine": machine_facts(),
         "tiny": arguments.tiny,
         "versions": versions(),
-        "repeats": arguments.repeats,
         "cases": cases,
     }
     if arguments.out is not None:
