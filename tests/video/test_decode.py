@@ -75,6 +75,8 @@ def test_more_frames_wanted_than_exist_gives_each_once_and_a_warning(tmp_path, b
     path = write(tmp_path / "a.mp4", [0, 0.1, 0.2, 4])
     with pytest.warns(VideoWarning, match="64 frames were wanted, 4 "):
         assert _shown(path, num_frames=64, backend=backend)[1] == [0, 1, 2, 3]
+    with pytest.warns(VideoWarning, match=f"{10**12} frames were wanted, 4 "):
+        assert _shown(path, num_frames=10**12, backend=backend)[1] == [0, 1, 2, 3]
     one = write(tmp_path / "b.mp4", [0.0])
     with pytest.warns(VideoWarning, match="8 frames were wanted, 1 "):
         assert _shown(one, num_frames=8, backend=backend) == ([0.0], [0])

@@ -33,6 +33,8 @@ _Picture = tuple[float, UInt8[np.ndarray, "h w 3"]]
 
 # Far more moments than this are wanted only where a damaged timestamp makes a video years long.
 _MANY_MOMENTS = 1_000_000
+# Bytes of pixels that are reserved for frames which may turn out not to exist.
+_MOST_RESERVED = 4 << 30
 
 
 def read_video(
@@ -76,10 +78,10 @@ def read_video(
     pictures: list[UInt8[np.ndarray, "h w 3"]] = []
     pixels: UInt8[np.ndarray, "t h w 3"] | None = None
     for second, picture in iter_frames(path, sampling, nominal_fps=nominal_fps, isolate=isolate, backend=backend):
-        if most is None:
+        if most is None or most * picture.nbytes > _MOST_RESERVED:
             pictures.append(picture)
         else:
-            # Where the number is known each picture goes to its place while it is warm; memory is taken as it is used.
+            # Each picture goes to its place while it is warm. Fewer may come: memory is taken as it is written to.
             pixels = np.empty((most, *picture.shape), np.uint8) if pixels is None else pixels
             pixels[len(seconds)] = picture
         seconds.append(second)
