@@ -171,6 +171,18 @@ def test_ask_hands_over_its_arguments(liteframe, llm):
     assert asked[2] == {**sampling, "max_new_tokens": 4, "temperature": 0.0, "top_p": 1.0, "seed": 3}
 
 
+def test_the_decoder_is_handed_over_or_refused_before_a_model_is_loaded(liteframe, llm, stub, monkeypatch):
+    ran = liteframe("ask", "clip.mp4", "What?", "--decoder", "opencv")
+    assert ran.status == 1
+    assert "backend opencv: unknown" in one_line(ran.err)
+    used = []
+    monkeypatch.setattr(llm, "ask", lambda self, *_, **__: used.append(self.backend) or ANSWER)
+    assert liteframe("ask", "clip.mp4", "What?").status == 0
+    stub("video.torchcodec_reader", device_of=used.append)
+    assert liteframe("ask", "clip.mp4", "What?", "--decoder", "torchcodec:cuda").status == 0
+    assert used == ["pyav", "torchcodec:cuda", "torchcodec:cuda"]
+
+
 def test_ask_prints_the_answer_as_it_is_and_the_times(liteframe, llm):
     ran = liteframe("ask", "clip.mp4", "What [red]?")
     assert ran.out.startswith("What [red]?\nred [bold]\n")

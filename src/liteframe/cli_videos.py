@@ -48,6 +48,9 @@ Fps = Annotated[float | None, typer.Option(help="Frames a second, instead of --f
 MaxFrames = Annotated[int | None, typer.Option(help="With --fps: no more frames than this.")]
 Start = Annotated[float | None, typer.Option(help="Seconds from the first frame.")]
 End = Annotated[float | None, typer.Option(help="Seconds from the first frame.")]
+Decoder = Annotated[
+    str, typer.Option(help="pyav, torchcodec (extra torchcodec) or torchcodec:cuda: what decodes (docs/video.md).")
+]
 
 
 @command("""
@@ -67,6 +70,7 @@ def ask(
     max_frames: MaxFrames = None,
     start: Start = None,
     end: End = None,
+    decoder: Decoder = "pyav",
     max_new_tokens: Annotated[int, typer.Option(help="The answer's greatest length.")] = 32,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="With --temperature: share of probability that is drawn from.")] = 1.0,
@@ -94,14 +98,16 @@ def ask(
         raise typer.BadParameter("--resume goes on with a file: name it by --out")
     from liteframe.many_videos import find_videos, is_one_video
     from liteframe.video.probe import probe as probe_video
+    from liteframe.video.torchcodec_reader import device_of
 
+    device_of(decoder)  # one that is not there is told before a large model is loaded
     sampling: dict[str, Any] = {"num_frames": frames, "fps": fps, "max_frames": max_frames, "start": start, "end": end}
     generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     generation["seed"] = seed
     questions = [question, *(also or [])]
     if out is None and is_one_video(videos):
         probe_video(videos[0])  # a file that cannot be used is told before a large model is loaded
-        llm = _load(model, encoder, device, dtype, _token_cache(cache, cache_gb), precision, compile_encoder)
+        llm = _load(model, encoder, device, dtype, _token_cache(cache, cache_gb), precision, compile_encoder, decoder)
         return _ask_one(llm, videos[0], questions, sampling, generation)
 
     found = find_videos(videos)
@@ -110,7 +116,7 @@ def ask(
     from liteframe.many_videos import answer_lines, ask_many
 
     with nullcontext() if out is None else answer_lines(out, resume) as lines:
-        llm = _load(model, encoder, device, dtype, _token_cache(cache, cache_gb), precision, compile_encoder)
+        llm = _load(model, encoder, device, dtype, _token_cache(cache, cache_gb), precision, compile_encoder, decoder)
         with terminal.progress("Asking") as on_progress:
             tally = ask_many(llm, found, questions, sampling, generation, lines, _listeners(on_progress))
     return _told(tally.as_dict(), out)
@@ -148,6 +154,7 @@ def encode(
     max_frames: MaxFrames = None,
     start: Start = None,
     end: End = None,
+    decoder: Decoder = "pyav",
     cache_gb: CacheSize = 20.0,
     resume: Annotated[bool, typer.Option("--resume", help="Skip, unopened, what DIR/encoded.jsonl lists.")] = False,
     engine: Engine = "local",
@@ -164,19 +171,21 @@ def encode(
     What the folder holds already is not encoded again. DIR/encoded.jsonl lists what was encoded and what failed.
     """
     from liteframe.many_videos import EncodeJob, encode_apart, encode_lines, encode_many, find_videos
+    from liteframe.video.torchcodec_reader import device_of
 
+    device_of(decoder)
     is_ray = chosen_engine(engine, address) == "ray"
     found = find_videos(videos)
     sampling: dict[str, Any] = {"num_frames": frames, "fps": fps, "max_frames": max_frames, "start": start, "end": end}
     cache = _token_cache(out, cache_gb)
     with encode_lines(out, found, resume) as lines:
-        llm = None if is_ray else _load(model, encoder, device, dtype, cache, precision, compile_encoder)
+        llm = None if is_ray else _load(model, encoder, device, dtype, cache, precision, compile_encoder, decoder)
         with terminal.progress("Encoding") as on_progress:
             if llm is not None:
                 tally = encode_many(llm, found, sampling, lines, _listeners(on_progress))
             else:
                 folder = str(out.expanduser().resolve())
-                job = EncodeJob(model, encoder, device, dtype, folder, cache_gb, sampling)
+                job = EncodeJob(model, encoder, device, dtype, folder, cache_gb, sampling, decoder)
                 tally = encode_apart(job, found, ray_run(workers, device, address), lines, _listeners(on_progress))
                 cache = _token_cache(out, cache_gb)  # counts what the workers wrote
     assert cache is not None
@@ -290,11 +299,12 @@ def _load(
     cache: TokenCache | None,
     precision: str | None = None,
     compile_encoder: bool = False,
+    decoder: str = "pyav",
 ) -> VideoLLM:
     with terminal.waiting(f"Loading {model} ..."):
         from liteframe.pipeline import VideoLLM
 
-        return VideoLLM.from_pretrained(
+        llm = VideoLLM.from_pretrained(
             model,
             encoder=encoder,
             device=device,
@@ -303,6 +313,8 @@ def _load(
             precision=precision,
             compile_encoder=compile_encoder,
         )
+        llm.backend = decoder
+        return llm
 
 
 def _listeners(on_progress: Any) -> Any:

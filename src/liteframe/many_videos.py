@@ -236,6 +236,7 @@ class EncodeJob:
     Attributes:
         folder, gigabytes: of the cache, which all of them share.
         sampling: of `VideoLLM.watch`.
+        backend: of `VideoLLM`.
     """
 
     model: str
@@ -245,6 +246,7 @@ class EncodeJob:
     folder: str
     gigabytes: float | int
     sampling: dict[str, Any]
+    backend: str = "pyav"
 
     def __call__(self) -> Callable[[Record], Record]:
         """Load the model. Raises CheckpointError, InputError, DataError."""
@@ -257,6 +259,7 @@ class EncodeJob:
         model = VideoLLM.from_pretrained(
             self.model, encoder=self.encoder, device=self.device, dtype=self.dtype, cache=cache
         )
+        model.backend = self.backend
 
         def work(item: Record) -> Record:
             if _is_encoded(model, item["known"] or {}, self.sampling):

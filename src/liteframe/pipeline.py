@@ -65,6 +65,7 @@ class VideoLLM:
         encoder: what turns frames into tokens; its features must be in the space of the checkpoint's vision tower.
         cache: where tokens are kept for another question or another day; None keeps them only in what `watch` returns.
         isolate: open and decode files in a process of its own, for files that nobody vouches for: see `read_video`.
+        backend: what decodes: see `read_video`.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class VideoLLM:
         encoder: VideoEncoder,
         cache: TokenCache | None = None,
         isolate: bool | Limits = False,
+        backend: str = "pyav",
     ) -> None:
         self.checkpoint = checkpoint
         self.encoder = encoder
         self.cache = cache
         self.isolate = isolate
+        self.backend = backend
         self._last: EncodedVideo | None = None
         size = (checkpoint.pixels.height, checkpoint.pixels.width)
         self.batch_frames = frames_at_once(*size, encoder.group_size)  # decoded and then encoded together
@@ -298,7 +301,7 @@ class VideoLLM:
         """Whole groups of decoded frames at the model's size: (seconds, uint8 (t, 3, H, W)); only the last is short."""
         size, device = (self.checkpoint.pixels.height, self.checkpoint.pixels.width), self.encoder.device
         # Its warnings are told by the caller: Python's filters and hooks for them belong to the thread that set them.
-        frames = iter_frames(path, sampling, on_warning, isolate=self.isolate)
+        frames = iter_frames(path, sampling, on_warning, isolate=self.isolate, backend=self.backend)
         seconds: list[float] = []
         pixels: list[torch.Tensor] = []
         while True:
@@ -325,7 +328,7 @@ class VideoLLM:
         if self.cache is None:
             return None
         try:
-            return self.cache.key(path, sampling, self.encoder, self.checkpoint.pixels)
+            return self.cache.key(path, sampling, self.encoder, self.checkpoint.pixels, self.backend)
         except OSError:
             return None
 

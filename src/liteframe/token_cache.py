@@ -71,12 +71,19 @@ class TokenCache:
         """What was found, written and removed since the cache was opened, in this process."""
         return self._store.stats
 
-    def key(self, video: str | os.PathLike[str], sampling: Sampling, encoder: VideoEncoder, pixels: PixelConfig) -> str:
+    def key(
+        self,
+        video: str | os.PathLike[str],
+        sampling: Sampling,
+        encoder: VideoEncoder,
+        pixels: PixelConfig,
+        backend: str = "pyav",
+    ) -> str:
         """The name of an entry: a hash of all that its tokens depend on.
 
         That is the file (`files.content_digest`, which says what it reads), the sampling as it was asked for, frame
-        size and normalisation, the encoder's settings and the digest of its weights (dtype included), and the version
-        of this package. Not the device: another one rounds differently, and that is all.
+        size and normalisation, the encoder's settings and the digest of its weights (dtype included), what decodes, and
+        the version of this package. Not the device: another one rounds differently, and that is all.
 
         Raises:
             OSError: the file cannot be read.
@@ -89,6 +96,8 @@ class TokenCache:
             "weights": self._weights_digest(encoder),
             "version": [__version__, _ENCODING_VERSION],
         }
+        if backend != "pyav":  # its colours may be rounded otherwise
+            about["backend"] = backend
         return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
     def has(self, key: str) -> bool:

@@ -10,14 +10,29 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 
-from liteframe.errors import VideoWarning
+from liteframe.errors import InputError, VideoWarning
 from liteframe.video.decode import read_video
 from liteframe.video.probe import probe
+from liteframe.video.torchcodec_reader import device_of
 
 WIDTH, HEIGHT = 64, 48
 STEP = 5
 X265_QUIET = "log-level=none:pools=1:frame-threads=1"
+
+
+def _why_no_torchcodec() -> str:
+    try:
+        device_of("torchcodec")
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+WHY_NO_TORCHCODEC = _why_no_torchcodec()
+needs_torchcodec = pytest.mark.skipif(bool(WHY_NO_TORCHCODEC), reason=WHY_NO_TORCHCODEC)
+each_backend = pytest.mark.parametrize("backend", ["pyav", pytest.param("torchcodec", marks=needs_torchcodec)])
 
 
 def draw(index: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
@@ -114,11 +129,12 @@ def red_corner(picture: np.ndarray) -> str:
 
 
 def shown(path: Path, **wish: object) -> tuple[list[float], list[int], list[str]]:
-    """Times, indices drawn into the pictures, and warnings."""
+    """Times, indices drawn into the pictures, and warnings, but for those that PyAV stood in for torchcodec."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", VideoWarning)
         frames = read_video(path, **wish)
     texts = [str(warning.message) for warning in caught if issubclass(warning.category, VideoWarning)]
+    texts = [text for text in texts if wish.get("backend") != "torchcodec" or ": read by PyAV: " not in text]
     return [round(float(s), 3) for s in frames.seconds], [index_of(picture) for picture in frames.pixels], texts
 
 

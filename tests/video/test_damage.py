@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
-from clips import cut, kinds, shown, steady, write
+from clips import cut, each_backend, kinds, shown, steady, write
 
 from liteframe.errors import VideoError
 from liteframe.video import faults
@@ -13,6 +14,7 @@ from liteframe.video.decode import read_video
 from liteframe.video.probe import probe
 
 
+@each_backend
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -23,12 +25,12 @@ from liteframe.video.probe import probe
         ("a.mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}, "options": {"g": "5"}}),
     ],
 )
-def test_a_break_shows_in_every_container_and_what_is_there_is_read(tmp_path, name, settings):
+def test_a_break_shows_in_every_container_and_what_is_there_is_read(tmp_path, name, settings, backend):
     whole = write(tmp_path / f"whole_{name}", steady(40), **settings)
-    assert shown(whole) == (steady(40), list(range(40)), [])
+    assert shown(whole, backend=backend) == (steady(40), list(range(40)), [])
     assert kinds(whole)[0] == []
     path = cut(whole, tmp_path / name, 0.55)
-    seconds, indices, texts = shown(path)
+    seconds, indices, texts = shown(path, backend=backend)
     assert 5 <= len(indices) < 40
     assert (seconds, indices) == (steady(len(indices)), list(range(len(indices))))
     assert kinds(path)[0] == ["truncated"]
@@ -85,11 +87,12 @@ def _unusable(path: Path, kind: str) -> str:
     return contents[kind][1]
 
 
+@each_backend
 @pytest.mark.parametrize("kind", ["encrypted", "no decoder", "too large", "unreadable", "truncated", "not a video"])
-def test_what_cannot_be_used_is_told_by_its_kind(tmp_path, kind):
+def test_what_cannot_be_used_is_told_by_its_kind(tmp_path, kind, backend):
     path = tmp_path / "a.mp4"
     word = _unusable(path, kind)
-    for open_it in (probe, read_video):
+    for open_it in (probe, partial(read_video, backend=backend)):
         with pytest.raises(VideoError, match=word) as caught:
             open_it(path)
         assert caught.value.reason == kind

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from clips import HEIGHT, WIDTH, draw, kinds, shown, steady, with_matrix, write
+from clips import HEIGHT, WIDTH, draw, each_backend, kinds, shown, steady, with_matrix, write
 from PIL import Image
 
 from liteframe.video.decode import read_video
@@ -61,18 +61,20 @@ MATRICES = {
 }
 
 
+@each_backend
 @pytest.mark.parametrize("matrix", MATRICES)
-def test_all_eight_orientations_are_what_the_matrix_says(tmp_path, matrix):
+def test_all_eight_orientations_are_what_the_matrix_says(tmp_path, matrix, backend):
     plain = _write_picture(tmp_path / "a.mp4", _four_colours())
     path = with_matrix(plain, tmp_path / "b.mp4", matrix)
-    expected = MATRICES[matrix](read_video(plain).pixels[0])
-    assert np.array_equal(read_video(path).pixels[0], expected)
+    expected = MATRICES[matrix](read_video(plain, backend=backend).pixels[0])
+    assert np.array_equal(read_video(path, backend=backend).pixels[0], expected)
     info = probe(path)
     assert (info.height, info.width) == expected.shape[:2]
     assert info.is_mirrored == (np.linalg.det(np.reshape(matrix, (2, 2))) < 0)
     assert ("mirrored" in [note.kind for note in info.notes]) == info.is_mirrored
 
 
+@each_backend
 @pytest.mark.parametrize(
     ("pixel_format", "matrix", "value_range"),
     [
@@ -85,23 +87,24 @@ def test_all_eight_orientations_are_what_the_matrix_says(tmp_path, matrix):
         ("yuv420p10le", 5, None),
     ],
 )
-def test_colours_are_right_in_every_matrix_range_and_depth(tmp_path, pixel_format, matrix, value_range):
+def test_colours_are_right_in_every_matrix_range_and_depth(tmp_path, pixel_format, matrix, value_range, backend):
     picture = _four_colours()
     path = _write_picture(
         tmp_path / "a.mp4", picture, pixel_format=pixel_format, matrix=matrix, value_range=value_range
     )
-    read = read_video(path).pixels[0].astype(int)
+    read = read_video(path, backend=backend).pixels[0].astype(int)
     for y, x in ((12, 16), (12, 48), (36, 16), (36, 48)):
         # A wrong matrix or range is 10 levels off and more; rounding and 4:2:0 are 4.
         assert np.abs(read[y, x] - picture[y, x]).max() <= 4
 
 
+@each_backend
 @pytest.mark.parametrize(("num", "den", "width"), [(64, 45, 91), (1, 2, 32), (1, 1, 64)])
-def test_pixels_that_are_not_square_are_stretched_and_told(tmp_path, num, den, width):
+def test_pixels_that_are_not_square_are_stretched_and_told(tmp_path, num, den, width, backend):
     path = write(tmp_path / "a.mp4", steady(2), aspect=Fraction(num, den))
     info = probe(path)
     assert (info.width, info.height) == (width, HEIGHT)
-    assert read_video(path).pixels.shape[1:3] == (HEIGHT, width)
+    assert read_video(path, backend=backend).pixels.shape[1:3] == (HEIGHT, width)
     assert kinds(path) == ([], ["pixel aspect"] if width != WIDTH else [])
 
 
@@ -113,14 +116,15 @@ def test_an_impossible_pixel_aspect_is_a_damaged_header(tmp_path):
     assert read_video(path).pixels.shape[1:3] == (HEIGHT, WIDTH)
 
 
+@each_backend
 @pytest.mark.parametrize(
     ("name", "codec", "pixel_format"), [("a.mov", "qtrle", "argb"), ("a.mov", "prores_ks", "yuva444p10le")]
 )
-def test_transparent_parts_are_white(tmp_path, name, codec, pixel_format):
+def test_transparent_parts_are_white(tmp_path, name, codec, pixel_format, backend):
     picture = np.dstack([_four_colours(), np.full((HEIGHT, WIDTH), 255, np.uint8)])
     picture[:24, :32, 3] = 0
     path = _write_picture(tmp_path / name, picture, codec, pixel_format, options={})
-    read = read_video(path).pixels[0].astype(int)
+    read = read_video(path, backend=backend).pixels[0].astype(int)
     assert read[8, 8].tolist() == [255, 255, 255]
     assert np.abs(read[36, 16] - (30, 40, 210)).max() <= 4
     assert "transparent" in kinds(path)[1]
@@ -133,15 +137,17 @@ def test_half_transparent_is_laid_over_white_by_its_share(tmp_path):
     assert read_video(path).pixels[0][36, 16].tolist() == [210, 212, 246]
 
 
-def test_a_palette_gif_gives_its_frames_at_its_uneven_delays(tmp_path):
+@each_backend
+def test_a_palette_gif_gives_its_frames_at_its_uneven_delays(tmp_path, backend):
     pictures = [Image.fromarray(draw(index)) for index in range(6)]
     path = tmp_path / "a.gif"
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[100, 200, 100, 50, 50, 400], loop=0)
-    assert shown(path) == ([0, 0.1, 0.3, 0.4, 0.45, 0.5], list(range(6)), [])
+    assert shown(path, backend=backend) == ([0, 0.1, 0.3, 0.4, 0.45, 0.5], list(range(6)), [])
     assert probe(path).duration_seconds == pytest.approx(0.9)
 
 
-def test_interlaced_frames_are_counted_as_frames(tmp_path):
+@each_backend
+def test_interlaced_frames_are_counted_as_frames(tmp_path, backend):
     for name, codec, options in (
         ("a.ts", "libx264", {"x264-params": "tff=1"}),
         ("a.mkv", "libx264", {"x264-params": "bff=1"}),
@@ -155,6 +161,6 @@ def test_interlaced_frames_are_counted_as_frames(tmp_path):
             for index in range(10):
                 out.mux(stream.encode(av.VideoFrame.from_ndarray(draw(index), format="rgb24")))
             out.mux(stream.encode())
-        assert shown(path) == ([round(i / 25, 3) for i in range(10)], list(range(10)), []), name
+        assert shown(path, backend=backend) == ([round(i / 25, 3) for i in range(10)], list(range(10)), []), name
         assert probe(path).num_frames == 10
         assert kinds(path) == ([], ["interlaced"])

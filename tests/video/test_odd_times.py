@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from boxes import with_edits, with_steps
-from clips import HEIGHT, WIDTH, draw, kinds, shown, steady, write
+from clips import HEIGHT, WIDTH, draw, each_backend, kinds, shown, steady, write
 
 from liteframe.video import probe as probe_module
 from liteframe.video.decode import iter_frames, read_video
@@ -34,6 +34,7 @@ def _remux(source: Path, target: Path, change: Callable[[int, int], int | None],
     return target
 
 
+@each_backend
 @pytest.mark.parametrize(
     ("edits", "expected"),
     [
@@ -45,29 +46,34 @@ def _remux(source: Path, target: Path, change: Callable[[int, int], int | None],
         ([(500, 5 * TICKS), (500, 5 * TICKS)], [*range(5, 10), *range(5, 10)]),  # a part twice
     ],
 )
-def test_edit_lists_are_obeyed_without_a_warning(tmp_path, edits, expected):
+def test_edit_lists_are_obeyed_without_a_warning(tmp_path, edits, expected, backend):
     path = with_edits(write(tmp_path / "a.mp4", steady(20), options=NO_B), tmp_path / "b.mp4", edits)
-    assert shown(path) == (steady(len(expected)), expected, [])
+    assert shown(path, backend=backend) == (steady(len(expected)), expected, [])
     assert probe(path).num_frames == len(expected)
     assert kinds(path) == ([], ["edit list"] if len(expected) < 20 else [])
-    assert shown(path, num_frames=2)[1] == [expected[len(expected) // 4], expected[3 * len(expected) // 4]]
+    assert shown(path, num_frames=2, backend=backend)[1] == [
+        expected[len(expected) // 4],
+        expected[3 * len(expected) // 4],
+    ]
 
 
-def test_negative_timestamps_count_from_the_first_frame(tmp_path):
+@each_backend
+def test_negative_timestamps_count_from_the_first_frame(tmp_path, backend):
     for name in ("a.mkv", "a.asf"):
         settings = {"codec": "mpeg4", "options": {"bf": "0", "qmin": "1", "qmax": "2"}}
         as_given = {"avoid_negative_ts": "disabled"}
         path = write(tmp_path / name, steady(20, start=-1), container_options=as_given, **settings)
         with av.open(str(path)) as container:
             assert min(packet.pts for packet in container.demux(video=0) if packet.size) == -1000
-        assert shown(path) == (steady(20), list(range(20)), [])
+        assert shown(path, backend=backend) == (steady(20), list(range(20)), [])
 
 
+@each_backend
 @pytest.mark.parametrize("num_same", [2, 4])
-def test_frames_with_the_same_time_all_come_between_their_neighbours(tmp_path, num_same):
+def test_frames_with_the_same_time_all_come_between_their_neighbours(tmp_path, num_same, backend):
     steps = [(7, TICKS), (num_same - 1, 0), (14 - num_same, TICKS)]
     path = with_steps(write(tmp_path / "a.mp4", steady(20), options=NO_B), tmp_path / "b.mp4", steps)
-    seconds, indices, texts = shown(path)
+    seconds, indices, texts = shown(path, backend=backend)
     assert indices == list(range(20))
     assert seconds[:8] == steady(8)
     assert seconds[7 + num_same :] == [round(second, 3) for second in steady(13 - num_same, start=0.8)]
@@ -75,14 +81,15 @@ def test_frames_with_the_same_time_all_come_between_their_neighbours(tmp_path, n
     assert [text.split(": ")[1] for text in texts] == [f"{num_same - 1} frames had no timestamp of their own"]
 
 
-def test_a_gap_shows_the_frame_before_it(tmp_path):
+@each_backend
+def test_a_gap_shows_the_frame_before_it(tmp_path, backend):
     plain = write(tmp_path / "a.mkv", steady(20), options=NO_B)
     path = _remux(plain, tmp_path / "b.mkv", lambda number, ticks: ticks + (30_000 if number >= 10 else 0))
     expected = [*steady(10), *steady(10, start=31.0)]
-    assert shown(path) == (expected, list(range(20)), [])
-    assert shown(path, start=5.0, end=6.0)[:2] == ([0.9], [9])
+    assert shown(path, backend=backend) == (expected, list(range(20)), [])
+    assert shown(path, start=5.0, end=6.0, backend=backend)[:2] == ([0.9], [9])
     lost = _remux(plain, tmp_path / "c.mkv", lambda number, ticks: None if 10 <= number < 15 else ticks)
-    assert shown(lost)[:2] == ([*steady(10), *steady(5, start=1.5)], [*range(10), *range(15, 20)])
+    assert shown(lost, backend=backend)[:2] == ([*steady(10), *steady(5, start=1.5)], [*range(10), *range(15, 20)])
 
 
 def test_one_time_that_is_years_ahead_does_not_pull_the_others_along(tmp_path):
@@ -119,24 +126,26 @@ def test_a_broadcast_that_begins_between_key_frames_tells_what_is_left_out(tmp_p
     assert "2 pictures at the start" in texts[0]
 
 
-def test_recordings_joined_together_are_read_to_the_end(tmp_path):
+@each_backend
+def test_recordings_joined_together_are_read_to_the_end(tmp_path, backend):
     one = write(tmp_path / "a.ts", steady(20), container="mpegts", options=NO_B)
     large = write(tmp_path / "b.ts", steady(6), container="mpegts", options=NO_B, size=(96, 64))
     path = tmp_path / "joined.ts"
     path.write_bytes(one.read_bytes() + large.read_bytes())
-    seconds, indices, texts = shown(path)
+    seconds, indices, texts = shown(path, backend=backend)
     assert (seconds, indices) == (steady(26), [*range(20), *range(6)])
     assert kinds(path)[0] == ["timestamps restart"]
     assert any("start again" in text for text in texts)
     assert any("6 frames have another size" in text for text in texts)
 
 
-def test_a_huge_group_of_pictures_is_read_anywhere(tmp_path):
+@each_backend
+def test_a_huge_group_of_pictures_is_read_anywhere(tmp_path, backend):
     path = write(tmp_path / "a.mp4", steady(300), options={"g": "600", "sc_threshold": "0"})
     with av.open(str(path)) as container:
         assert sum(packet.is_keyframe for packet in container.demux(video=0)) == 1
-    assert shown(path, num_frames=3)[0] == [5.0, 15.0, 25.0]
-    assert shown(path, start=29.9)[:2] == ([29.9], [299 % 50])
+    assert shown(path, num_frames=3, backend=backend)[0] == [5.0, 15.0, 25.0]
+    assert shown(path, start=29.9, backend=backend)[:2] == ([29.9], [299 % 50])
 
 
 def test_a_time_of_years_does_not_fill_the_memory(tmp_path):
@@ -177,11 +186,12 @@ def _write_streams(
     return path
 
 
+@each_backend
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_a_cover_picture_as_first_stream_is_not_the_video(tmp_path, name):
+def test_a_cover_picture_as_first_stream_is_not_the_video(tmp_path, name, backend):
     path = _write_streams(tmp_path / name, [(WIDTH, HEIGHT)], [10], None, cover=True)
     assert (probe(path).width, probe(path).num_frames) == (WIDTH, 10)
-    assert shown(path) == (steady(10), list(range(10)), [])
+    assert shown(path, backend=backend) == (steady(10), list(range(10)), [])
 
 
 def test_a_flagged_cover_is_no_video_stream(monkeypatch):

@@ -1,7 +1,7 @@
 """The frames that were shown at the wanted moments, chosen by presentation time, one at a time.
 
-The frame shown at a moment is the last one whose time is not after it. Reading goes forward through the file; where
-the next wanted moment lies behind a key frame that is far enough ahead, it jumps there instead of decoding all between.
+The frame shown at a moment is the last one whose time is not after it. `cursor` walks through a file to it; where the
+moments are far apart, several walk side by side.
 """
 
 from __future__ import annotations
@@ -9,24 +9,32 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from os import PathLike
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from liteframe.errors import VideoError, VideoWarning
+from liteframe.errors import InputError, VideoError, VideoWarning
 from liteframe.types import Frames, VideoInfo
+from liteframe.video.cursor import Cursor
 from liteframe.video.faults import out_of_memory
 from liteframe.video.isolate import Limits, frames_apart
 from liteframe.video.pictures import PictureReader
 from liteframe.video.probe import examine
-from liteframe.video.reader import Reader
+from liteframe.video.reader import DamagedError, Reader, Sizes, num_threads
 from liteframe.video.sample import Sampling, uniform_middles
+from liteframe.video.side_by_side import frames_side_by_side, shares_of
 from liteframe.video.source import Source
+from liteframe.video.torchcodec_reader import PYAV, CannotDecodeError, TorchcodecReader, device_of, why_not
+
+_Picture = tuple[float, UInt8[np.ndarray, "h w 3"]]
 
 # Far more moments than this are wanted only where a damaged timestamp makes a video years long.
 _MANY_MOMENTS = 1_000_000
+# Bytes of pixels that are reserved for frames which may turn out not to exist.
+_MOST_RESERVED = 4 << 30
 
 
 def read_video(
@@ -39,6 +47,7 @@ def read_video(
     end: float | int | None = None,
     nominal_fps: float | int | None = None,
     isolate: bool | Limits = False,
+    backend: str = PYAV,
 ) -> Frames:
     """Decode the frames shown at the wanted moments; neither `num_frames` nor `fps` means every frame.
 
@@ -51,6 +60,9 @@ def read_video(
         nominal_fps: frames a second of what carries no times (raw streams, pictures); None: what its kind usually has.
         isolate: decode in a process of its own, so that a decoder that hangs or dies is a VideoError and no more; True,
             or the limits of time and memory. False decodes here, which begins a third of a second sooner.
+        backend: what decodes: ``pyav``, ``torchcodec`` (an extra) or ``torchcodec:cuda`` (on the GPU, not with
+            `isolate`). Frames and times are the same, pixels up to rounding. A file that torchcodec would read
+            otherwise is read by PyAV, with a warning that says why.
 
     Returns:
         uint8 (t, h, w, 3) upright RGB with square pixels, and float64 (t,) their true times in seconds. Every frame
@@ -58,14 +70,23 @@ def read_video(
 
     Raises:
         VideoError: the file cannot be used, holds no decodable frame, or ends before `start`.
-        InputError: arguments that contradict each other.
+        InputError: arguments that contradict each other; a backend that is not there.
     """
     sampling = Sampling(num_frames=num_frames, fps=fps, max_frames=max_frames, start=start, end=end)
-    seconds, pictures = [], []
-    for second, picture in iter_frames(path, sampling, nominal_fps=nominal_fps, isolate=isolate):
+    most = _num_asked(sampling)
+    seconds: list[float] = []
+    pictures: list[UInt8[np.ndarray, "h w 3"]] = []
+    pixels: UInt8[np.ndarray, "t h w 3"] | None = None
+    for second, picture in iter_frames(path, sampling, nominal_fps=nominal_fps, isolate=isolate, backend=backend):
+        if most is None or most * picture.nbytes > _MOST_RESERVED:
+            pictures.append(picture)
+        else:
+            # Each picture goes to its place while it is warm. Fewer may come: memory is taken as it is written to.
+            pixels = np.empty((most, *picture.shape), np.uint8) if pixels is None else pixels
+            pixels[len(seconds)] = picture
         seconds.append(second)
-        pictures.append(picture)
-    return Frames(np.stack(pictures), np.array(seconds, dtype=np.float64))
+    pixels = np.stack(pictures) if pixels is None else pixels[: len(seconds)]
+    return Frames(pixels, np.array(seconds, dtype=np.float64))
 
 
 def iter_frames(
@@ -75,6 +96,7 @@ def iter_frames(
     *,
     nominal_fps: float | int | None = None,
     isolate: bool | Limits = False,
+    backend: str = PYAV,
     on_packet: Callable[[], None] | None = None,
 ) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
     """Yield ``(seconds, picture)`` for each frame that `sampling` wants, in bounded memory; see `read_video`.
@@ -83,45 +105,150 @@ def iter_frames(
     `on_packet` is called for each packet that is read here: a sign of life.
     """
     warn = on_warning or (lambda text: _warn(path, text))
+    device = device_of(backend)
     limits = Limits.of(isolate)
     if limits is not None:
-        yield from frames_apart(path, sampling, nominal_fps, warn, limits)
+        if device not in (None, "cpu"):
+            raise InputError(f"backend {backend}: a GPU is not used in a process of its own; leave isolate out")
+        yield from frames_apart(path, sampling, nominal_fps, warn, limits, backend)
         return
     source = examine(path, nominal_fps=nominal_fps, on_packet=on_packet)
+    if device is not None and not source.is_exact and not source.is_steady:
+        source = examine(path, nominal_fps=nominal_fps, on_packet=on_packet, trusts_index=False)
     for fault in source.info.faults:
         warn(fault.text)
     times = _plan(source, sampling)
-    reader = PictureReader(source) if source.pictures else Reader(source, on_packet)
     num_given = 0
     try:
-        cursor = _Cursor(source, reader)
-        # Where the end is left open, frames with estimated times may lie behind the last one that the headers tell of.
-        span = (sampling.start or 0.0, math.inf if sampling.end is None else sampling.end)
-        wanted = cursor.between(*span) if times is None else cursor.shown_at(times)
-        for seconds, frame in wanted:
+        for seconds, picture in _read(source, sampling, times, device, warn, on_packet):
             num_given += 1
-            yield seconds, reader.to_rgb(frame)
+            yield seconds, picture
     except MemoryError:
         raise out_of_memory(path) from None
-    finally:
-        reader.close()
     if num_given == 0:
         raise VideoError(path, "no frames", "no frame of that span can be decoded; take another span or get a new copy")
     num_wanted = _num_asked(sampling) if times is None else len(times)
-    for text in _losses(reader, num_wanted, num_given):
-        warn(text)
+    if num_wanted is not None and num_given < num_wanted:
+        warn(f"{num_wanted} frames were wanted, {num_given} different ones exist at those times")
 
 
-def _losses(reader: Reader | PictureReader, num_wanted: int | None, num_given: int) -> Iterator[str]:
+def _read(
+    source: Source,
+    sampling: Sampling,
+    times: Float[np.ndarray, " t"] | None,
+    device: str | None,
+    warn: Callable[[str], None],
+    on_packet: Callable[[], None] | None,
+) -> Iterator[_Picture]:
+    """The frames shown at `times`, or all of the span: each way of reading goes on where the one before it gave up."""
+    sizes = Sizes()
+    ways = [partial(_by_one_reader, source, sampling, times, sizes, warn, on_packet)]
+    if times is not None:
+        ways.insert(0, partial(_side_by_side, source, times, sizes, warn, on_packet))
+    if device is not None and not source.pictures:
+        ways.insert(0, partial(_by_torchcodec, source, sampling, times, device, warn, on_packet))
+    given = -1.0
+    for way in ways:
+        item: _Picture | None = None
+        for item in way(given):
+            if item is None:
+                break
+            if item[0] > given:
+                given = item[0]
+                yield item
+        else:
+            return
+
+
+def _by_torchcodec(
+    source: Source,
+    sampling: Sampling,
+    times: Float[np.ndarray, " t"] | None,
+    device: str,
+    warn: Callable[[str], None],
+    on_packet: Callable[[], None] | None,
+    given: float,
+) -> Iterator[_Picture | None]:
+    why = why_not(source)
+    try:
+        if why is None:
+            yield from _wanted(TorchcodecReader(source, device, num_threads(), on_packet), sampling, times, given)
+            return
+    except CannotDecodeError as error:
+        why = str(error)
+    warn(f"read by PyAV: {why}")
+    yield None
+
+
+def _side_by_side(
+    source: Source,
+    times: Float[np.ndarray, " t"],
+    sizes: Sizes,
+    warn: Callable[[str], None],
+    on_packet: Callable[[], None] | None,
+    given: float,
+) -> Iterator[_Picture | None]:
+    shares = shares_of(source, times[times >= given], num_threads())
+    if shares is None:
+        yield None
+        return
+    try:
+        for seconds, picture, size in frames_side_by_side(source, shares, on_packet):
+            if seconds > given:
+                given = seconds
+                sizes.note(size)
+                yield seconds, picture
+    except DamagedError:  # what is lost is counted by one reader alone, from here on
+        yield None
+        return
+    if sizes.num_other:
+        warn(_resized(sizes.num_other))
+
+
+def _by_one_reader(
+    source: Source,
+    sampling: Sampling,
+    times: Float[np.ndarray, " t"] | None,
+    sizes: Sizes,
+    warn: Callable[[str], None],
+    on_packet: Callable[[], None] | None,
+    given: float,
+) -> Iterator[_Picture | None]:
+    reader = PictureReader(source) if source.pictures else Reader(source, on_packet, sizes=sizes)
+    try:
+        for seconds, frame in _wanted(Cursor(source, reader), sampling, times, given):
+            if seconds > given:
+                given = seconds
+                yield seconds, reader.to_rgb(frame)
+    finally:
+        reader.close()
+    if given >= 0:
+        for text in _losses(reader):
+            warn(text)
+
+
+def _wanted(
+    walker: Cursor | TorchcodecReader, sampling: Sampling, times: Float[np.ndarray, " t"] | None, given: float
+) -> Iterator[tuple[float, Any]]:
+    """What `walker` finds at `times` or in the whole span, from about the frame on that was given last."""
+    if times is not None:
+        return walker.shown_at(times[times >= given])
+    # Where the end is left open, frames with estimated times may lie behind the last one that the headers tell of.
+    return walker.between(max(sampling.start or 0.0, given), math.inf if sampling.end is None else sampling.end)
+
+
+def _losses(reader: Reader | PictureReader) -> Iterator[str]:
     """What was lost or guessed while reading, counted."""
     if reader.num_damaged:
         yield f"{reader.num_damaged} damaged packets or pictures were skipped"
     if reader.num_estimated:
         yield f"{reader.num_estimated} frames had no timestamp of their own: their times are estimated"
     if reader.num_resized:
-        yield f"{reader.num_resized} frames have another size than the first: they were stretched to it"
-    if num_wanted is not None and num_given < num_wanted:
-        yield f"{num_wanted} frames were wanted, {num_given} different ones exist at those times"
+        yield _resized(reader.num_resized)
+
+
+def _resized(count: int) -> str:
+    return f"{count} frames have another size than the first: they were stretched to it"
 
 
 def expected_frames(info: VideoInfo, sampling: Sampling) -> int:
@@ -181,79 +308,3 @@ def _check_range(path: str, sampling: Sampling, duration_seconds: float) -> None
 
 def _warn(path: str | PathLike[str], text: str) -> None:
     warnings.warn(f"{path}: {text}", VideoWarning, stacklevel=4)
-
-
-class _Cursor:
-    """Walks a reader to the wanted moments, holding the frame shown there and the one after it."""
-
-    def __init__(self, source: Source, reader: Reader | PictureReader) -> None:
-        self._source, self._reader = source, reader
-        self._frames = reader.frames()
-        self._held: tuple[float, Any] | None = None
-        self._ahead: tuple[float, Any] | None = None
-        self._is_at_end = False
-
-    def shown_at(self, times: Float[np.ndarray, " t"]) -> Iterator[tuple[float, Any]]:
-        """The frames shown at `times` (increasing), each once."""
-        given = -1.0
-        for time in times.tolist():
-            self._move_to(time + self._source.rounding_seconds)
-            if self._held is not None and self._held[0] > given:
-                given = self._held[0]
-                yield self._held
-
-    def between(self, start: float, end: float) -> Iterator[tuple[float, Any]]:
-        """Every frame whose time lies in [start, end); where there is none, the one that is shown throughout."""
-        rounding = self._source.rounding_seconds
-        self._move_to(start + rounding)
-        is_first = True
-        if self._held is not None and self._held[0] >= start - rounding:
-            is_first = False
-            yield self._held
-        while self._ahead is not None and self._ahead[0] < end - rounding:
-            is_first = False
-            yield self._ahead
-            self._advance()
-        if is_first and self._held is not None:
-            yield self._held
-
-    def _advance(self) -> None:
-        """Hold the frame ahead and fetch the next."""
-        if self._ahead is not None:
-            self._held = self._ahead
-        self._ahead = next(self._frames, None)
-        self._is_at_end = self._ahead is None
-
-    def _move_to(self, latest: float) -> None:
-        """Advance until the frame ahead is shown after `latest`, by a jump where that is cheaper."""
-        if self._is_at_end or (self._ahead is not None and self._ahead[0] > latest):
-            return
-        key = int(np.searchsorted(self._source.key_seconds, latest, side="right")) - 1
-        here = self._ahead[0] if self._ahead is not None else 0.0
-        if (
-            key > 0
-            and self._source.count_between(here, float(self._source.key_seconds[key])) > self._reader.seek_cost_frames
-        ):
-            self._jump(key, here, latest)
-        while not self._is_at_end and (self._ahead is None or self._ahead[0] <= latest):
-            self._advance()
-
-    def _jump(self, key: int, here: float, latest: float) -> None:
-        """Land on a frame that is shown at or before `latest`, on key frame `key` or an earlier one."""
-        back = 1
-        while key >= 0:
-            self._frames.close()
-            is_landed = self._reader.seek(key, latest)
-            self._frames = self._reader.frames()
-            ahead = next(self._frames, None) if is_landed else None
-            if ahead is not None and ahead[0] <= latest:
-                self._ahead = ahead
-                return
-            if self._source.key_seconds[key] <= here:
-                break
-            # The key frame is damaged, or the seek went too far: look further back, in growing steps.
-            key, back = max(key - back, 0) if key else -1, back * 2
-        self._frames.close()
-        self._reader.rewind()
-        self._frames = self._reader.frames()
-        self._ahead = None

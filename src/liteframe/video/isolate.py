@@ -80,13 +80,14 @@ def frames_apart(
     nominal_fps: float | int | None,
     on_warning: Callable[[str], None],
     limits: Limits,
+    backend: str = "pyav",
 ) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
     """What ``iter_frames(path, sampling)`` yields, decoded in a process of its own.
 
     Raises:
         VideoError: also ``"hang"``, ``"crash"`` and ``"memory"``.
     """
-    task = {"path": fspath(path), "sampling": asdict(sampling), "nominal_fps": nominal_fps}
+    task = {"path": fspath(path), "sampling": asdict(sampling), "nominal_fps": nominal_fps, "backend": backend}
     for kind, body in _serve(path, task, limits):
         if kind == WARNING:
             on_warning(bytes(body).decode())

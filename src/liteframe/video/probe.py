@@ -33,6 +33,7 @@ _FALLBACK_FPS = 25.0
 _MIN_FPS, _MAX_FPS = 0.01, 500.0
 _COVER = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 _DEFAULT = 0x1
+_FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 # What these formats hold is the names of other files, or a program that makes pictures.
 _LIST_FORMATS = frozenset(("concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "webm_dash_manifest"))
 _STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")
@@ -141,8 +142,11 @@ def examine(
     *,
     nominal_fps: float | int | None = None,
     on_packet: Callable[[], None] | None = None,
+    trusts_index: bool = True,
 ) -> Source:
     """Read headers, index or packets, and the first frame.
+
+    Without `trusts_index` packets are read even where there is an index: their times are exact.
 
     Raises:
         VideoError: see `open_video`; also ``"no frames"`` or ``"truncated"`` when nothing can be decoded.
@@ -156,13 +160,17 @@ def examine(
         stream.codec_context.thread_count = 1
         entries = _index(container, stream)
         size = Path(path).stat().st_size
-        is_trusted = 0 < len(entries) == stream.frames
-        present = [entry for entry in entries if entry.pos + entry.size <= size] if is_trusted else []
+        is_trusted = trusts_index and 0 < len(entries) == stream.frames
+        ends = np.array([entry.pos + entry.size for entry in entries], dtype=np.float64)
+        num_beyond = int(np.count_nonzero(ends > size))
+        present = entries if is_trusted else []
+        if num_beyond and present:
+            present = [entry for entry, end in zip(entries, ends.tolist(), strict=True) if end <= size]
         walk = Walk([], [], durations=[])
         try:
             first = _walk(container, stream, walk, stop_at_first=is_trusted, on_packet=on_packet)
             num_present = len(present) if is_trusted else len(walk.stamps)
-            faults = list(_missing(path, container, stream, entries, num_present, size, walk))
+            faults = list(_missing(path, container, stream, num_beyond, num_present, walk))
             if first is None:
                 raise told.undecodable(path, faults)
             if present:
@@ -185,25 +193,27 @@ def _assemble(
     """Turn ticks into seconds and facts into a VideoInfo."""
     rate = _nominal_rate(stream, walk)
     wild = frozenset() if present else walk.forget_wild()
-    known = sorted(stamp for stamp in walk.stamps if stamp is not None)
-    is_known, is_backwards = is_timed(walk)
+    known = walk.known()
+    is_known, is_backwards = is_timed(walk, known)
     tick = stream.time_base
     num_packets = len(walk.stamps)
     if is_known:
         interval = 1 / rate
         # A file may begin with pictures that need an earlier one and are never shown, hence not the smallest stamp.
         origin = min(stamp for stamp in (stamp_of(first), walk.keys[0][0] if walk.keys else None) if stamp is not None)
-        shown = [stamp for stamp in known if stamp >= origin] or [origin]
+        shown = known[np.searchsorted(known, origin) :]
         if len(shown) < len(known) and not present:
-            faults = [*faults, told.undecodable_start(len(known) - len(shown))]
+            faults = [*faults, told.undecodable_start(len(known) - max(len(shown), 1))]
         # A frame without a stamp of its own is somewhere behind the one before it.
         unknown = [before for before in walk.before_unknown() if before >= origin]
-        stamps = np.sort((np.array(shown + unknown, dtype=np.int64) - origin) * float(tick))
+        shown = shown if len(shown) else np.array([origin])
+        ticks = np.concatenate([shown, np.array(unknown, dtype=np.int64)]) - origin
+        stamps = np.sort(ticks.astype(np.float64) * float(tick))
         duration = float(stamps[-1]) + (float(walk.last_duration * tick) or interval)
         keys = [(stamp, seek) for stamp, seek in walk.keys if stamp >= origin]
     else:
         interval, origin, keys = 1 / (nominal_fps or rate), 0, []
-        stamps, duration = np.arange(num_packets) * interval, num_packets * interval
+        stamps, duration = np.arange(num_packets, dtype=np.float64) * interval, num_packets * interval
         faults = [*faults, told.no_timestamps(1 / interval, is_backwards)]
     may_hold_fields = _is_interlaced(container, stream) and not (
         is_known and are_apart(walk.stamps, 0.75 / rate / tick)
@@ -256,6 +266,8 @@ def _assemble(
         key_seconds=np.array([(stamp - origin) * float(tick) for stamp, _ in keys], dtype=np.float64),
         key_ticks=tuple(seek for _, seek in keys),
         wild=wild,
+        is_full_range=int(getattr(first, "color_range", 0) or 0) == _FULL_RANGE,
+        is_list=not _LIST_FORMATS.isdisjoint(container.format.name.split(",")),
     )
 
 
@@ -289,7 +301,11 @@ def _finish_from_index(
     The index holds decoding times. Key frames are shown one fixed delay after them, in nearly every file; a seek that
     lands too late is noticed and repeated.
     """
-    shown = [entry for entry in present if not getattr(entry, "is_discard", False)]
+    times = [entry.timestamp for entry in present]
+    if hasattr(present[0], "is_discard"):  # PyAV before 18 has no such attribute
+        is_left_out = [entry.is_discard for entry in present]
+        if True in is_left_out:
+            times = [time for time, is_out in zip(times, is_left_out, strict=True) if not is_out]
     keys = [entry.timestamp for entry in present if entry.is_keyframe] or [present[0].timestamp]
     delay = walk.keys[0][0] - keys[0] if walk.keys else 0
     tail = Walk([], [])
@@ -300,7 +316,6 @@ def _finish_from_index(
                 tail.note(packet.pts, packet.duration)
     except (av.error.FFmpegError, OSError):
         tail = Walk([], [])
-    times = [entry.timestamp for entry in shown]
     end = sorted(stamp for stamp in tail.stamps if stamp is not None)
     num_early = bisect.bisect_left(times, times[0] + delay)
     if delay and num_early <= len(end) and times[num_early : num_early + 1] == [times[0] + delay]:
@@ -332,14 +347,15 @@ def _missing(
     path: str | PathLike[str],
     container: Any,
     stream: Any,
-    entries: list[Any],
+    num_beyond: int,
     num_present: int,
-    size: int,
     walk: Walk,
 ) -> Iterator[Fault]:
-    """A fault when the headers promise more than the file holds; frames that an edit list hides are no loss."""
+    """A fault when the headers promise more than the file holds; frames that an edit list hides are no loss.
+
+    `num_beyond` of the frames in the index lie behind the end of the file.
+    """
     is_indexed = "mov" in container.format.name
-    num_beyond = sum(entry.pos + entry.size > size for entry in entries)
     if num_beyond and stream.frames:
         yield told.missing_frames(stream.frames, stream.frames - num_beyond)
     elif stream.frames > num_present and not is_indexed:

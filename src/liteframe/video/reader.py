@@ -3,56 +3,101 @@
 from __future__ import annotations
 
 import heapq
+import math
 import os
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import Any
 
 import av.error
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
+from liteframe.video.h264 import is_disposable, length_bytes
 from liteframe.video.probe import is_hidden, open_video, packets, stamp_of
 from liteframe.video.source import Source
 
 # A jump throws away the frames that the decoder's threads have begun; it must save more than that.
 SEEK_COST_FRAMES = 8
 _MAX_THREADS = 4
+# The cores are decoding the next frames; waking them for a part of this one takes longer. PyAV 14 has no such choice.
+_SCALING = {"threads": 1} if "threads" in (VideoReformatter.reformat.__doc__ or "") else {}
 
 
-class _DamagedError(Exception):
-    """Frames were lost while several threads decoded; one thread loses fewer, and always the same."""
+class DamagedError(Exception):
+    """Frames were lost; one thread that is given every packet loses fewer, and always the same."""
+
+
+class Sizes:
+    """Counts the frames that are stored in another size than the first one given, whoever read them.
+
+    Attributes:
+        num_other: how many.
+    """
+
+    def __init__(self) -> None:
+        self.num_other = 0
+        self._first: tuple[int, int] | None = None
+
+    def note(self, size: tuple[int, int]) -> None:
+        """A frame of this width and height was given."""
+        self._first = self._first or size
+        self.num_other += size != self._first
 
 
 class Reader:
     """Decodes forward from where it was last set, dropping what cannot be shown; counts what it drops.
 
+    With `is_one_of_several` it has one thread, and raises DamagedError where it would have to count.
+
     Attributes:
         num_damaged: packets or pictures that were lost.
         num_estimated: frames whose time is a guess.
-        num_resized: frames that have another size than the first, and were scaled to it.
     """
 
-    def __init__(self, source: Source, on_packet: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        on_packet: Callable[[], None] | None = None,
+        *,
+        sizes: Sizes | None = None,
+        is_one_of_several: bool = False,
+    ) -> None:
         self.source = source
         self.num_damaged = 0
         self.num_estimated = 0
-        self.num_resized = 0
+        self._sizes = sizes or Sizes()
         self._on_packet = on_packet
-        self._num_threads = min(_num_cores(), _MAX_THREADS)
-        first = source.geometry
-        self._size = (first.width, first.height)
-        self._stored: tuple[int, int] | None = None
+        self._is_one_of_several = is_one_of_several
+        self._is_careful = False
+        self._reformat = partial(VideoReformatter().reformat, **_SCALING)
+        self._latest = self._reached = -math.inf  # what is aimed at; the last frame met that is not after it
         self._open()
+
+    @property
+    def num_resized(self) -> int:
+        """Frames that have another size than the first, and were scaled to it."""
+        return self._sizes.num_other
 
     @property
     def seek_cost_frames(self) -> int:
         """How many frames a jump must save to be worth it."""
         return SEEK_COST_FRAMES
 
+    def aim(self, latest: float) -> None:
+        """From now on only the frame shown at `latest` is wanted, and those after it: others may be left undecoded."""
+        self._latest = latest
+
     def _open(self) -> None:
         self._container, self._stream = open_video(self.source.info.path, self.source.stream_index)
+        self._num_threads = 1 if self._is_careful or self._is_one_of_several else num_threads()
         self._stream.thread_type = "AUTO" if self._num_threads > 1 else "SLICE"
         self._stream.codec_context.thread_count = self._num_threads
+        context = self._stream.codec_context
+        may_leave_out = context.name == "h264" and not self._is_careful and self.source.is_stamped
+        # None: every packet is decoded, as where the decoder's own errors tell what is damaged.
+        self._length_bytes = length_bytes(context.extradata) if may_leave_out else None
         self._packets: Iterator[Any] = packets(self._container, self._stream, self._on_packet)
         self._landing: int | None = None
 
@@ -91,20 +136,19 @@ class Reader:
                         yield seconds, frame
                         shown = seconds
                 return
-            except _DamagedError:
+            except DamagedError:
+                if self._is_one_of_several:
+                    raise
                 self._repair(shown)
 
     def to_rgb(self, frame: Any) -> UInt8[np.ndarray, "h w 3"]:
         """An upright uint8 (h, w, 3) picture with square pixels, of the size of the file's first."""
-        stored = (frame.width, frame.height)
-        if self._stored is None:
-            self._stored = stored
-        self.num_resized += stored != self._stored
-        return self.source.geometry.to_rgb(frame)
+        self._sizes.note((frame.width, frame.height))
+        return self.source.geometry.to_rgb(frame, self._reformat)
 
     def _repair(self, shown: float) -> None:
         """Reopen with one thread, shortly before the last frame that was shown."""
-        self._num_threads = 1
+        self._is_careful = True
         if self._landing is not None:
             shown = max(shown, self.source.seconds(self._landing))
         key = int(np.searchsorted(self.source.key_seconds, shown, side="right")) - 1
@@ -118,18 +162,22 @@ class Reader:
         awaited: list[int] = []  # a heap of the stamps of packets whose frames have not come yet
         # A broadcast's packet is called corrupt where two recordings meet, though it is whole.
         is_told = self._container.format.name != "mpegts"
+        self._reached = -math.inf
         for packet in self._packets:
             stamp = stamp_of(packet)
+            is_expected = self._is_expected(packet, stamp)
+            if self._length_bytes is not None and stamp is not None and self._is_left_out(packet, stamp, is_expected):
+                continue
             if is_told and packet.is_corrupt and packet.size and stamp is not None:
                 broken.add(stamp)
-            if stamp is not None and self._is_expected(packet):
+            if stamp is not None and is_expected:
                 heapq.heappush(awaited, stamp)
             try:
                 decoded = packet.decode()
             except (av.error.FFmpegError, ValueError):
                 self._lose(1)
                 continue
-            num_in += self._is_expected(packet)
+            num_in += is_expected
             for frame in decoded:
                 stamp = stamp_of(frame)
                 if self._landing is not None and stamp is not None and stamp < self._landing:
@@ -151,18 +199,27 @@ class Reader:
         if num_missing > 0 and not self.source.may_hold_fields:
             self._lose(num_missing)
 
-    def _is_expected(self, packet: Any) -> bool:
+    def _is_left_out(self, packet: Any, stamp: int, is_expected: bool) -> bool:
+        """Whether its frame is not wanted, since a later one is shown in time, and no other frame refers to it."""
+        assert self._length_bytes is not None
+        seconds = self.source.seconds(stamp)
+        if seconds < self._reached:
+            return bool(packet.size) and is_disposable(memoryview(packet), self._length_bytes)
+        if is_expected and seconds <= self._latest:
+            self._reached = seconds
+        return False
+
+    def _is_expected(self, packet: Any, stamp: int | None) -> bool:
         """Whether a frame should come of it."""
         if not packet.size or is_hidden(self._stream, packet) or getattr(packet, "is_discard", False):
             return False
-        stamp = stamp_of(packet)
         if stamp is None or not self.source.is_timed:
             return True
         return stamp >= (self.source.origin if self._landing is None else self._landing)
 
     def _lose(self, count: int) -> None:
-        if count and self._num_threads > 1:
-            raise _DamagedError
+        if count and (self._num_threads > 1 or self._length_bytes is not None or self._is_one_of_several):
+            raise DamagedError
         self.num_damaged += count
 
     def _time(self, stamp: int | None, last: float | None) -> float:
@@ -173,6 +230,8 @@ class Reader:
             seconds = self.source.seconds(stamp)
             if last is None or seconds > last:
                 return seconds
+        if self._is_one_of_several:
+            raise DamagedError
         self.num_estimated += 1
         if last is None:
             return 0.0
@@ -186,6 +245,11 @@ class Reader:
 def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield first
     yield from rest
+
+
+def num_threads() -> int:
+    """How many threads decode one file."""
+    return min(_num_cores(), _MAX_THREADS)
 
 
 def _num_cores() -> int:

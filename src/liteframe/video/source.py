@@ -26,6 +26,8 @@ class Source:
         key_seconds: float64 (k,), increasing: the key frames among them.
         key_ticks: what to hand to a seek to land on each.
         wild: timestamps that are wrong (a flipped bit): their frames' times are estimated.
+        is_full_range: whether the pictures say that black is 0 and white 255, as JPEG's are.
+        is_list: whether the file names others (a playlist).
         pictures: for still pictures, each with its number within its file; `stamps` are their times. Else empty.
     """
 
@@ -43,6 +45,8 @@ class Source:
     key_seconds: Float[np.ndarray, " k"]
     key_ticks: tuple[int, ...]
     wild: frozenset[int] = frozenset()
+    is_full_range: bool = False
+    is_list: bool = False
     pictures: tuple[tuple[Path, int], ...] = ()
 
     def seconds(self, stamp: int) -> float:
@@ -55,6 +59,19 @@ class Source:
         """How far a stored time may lie beside the true one: half a tick, at most half a millisecond."""
         numerator, denominator = self.seconds_per_tick
         return min(0.5 * numerator / denominator, 0.0005) + 1e-6
+
+    @property
+    def is_stamped(self) -> bool:
+        """Whether every frame has a time of its own, and a packet of its own that says it."""
+        is_plain = self.is_timed and not self.wild and not self.may_hold_fields
+        return is_plain and bool(np.all(np.diff(self.stamps) > 0))
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether all frames are equally far apart, but for the rounding to ticks."""
+        steps = np.diff(self.stamps)
+        numerator, denominator = self.seconds_per_tick
+        return len(steps) == 0 or bool(np.ptp(steps) <= 1.5 * numerator / denominator)
 
     def count_between(self, start: float, end: float) -> int:
         """Number of frames shown from `start` on and before `end`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -36,12 +37,17 @@ class Geometry:
         """(width, height) as displayed."""
         return (self.height, self.width) if self.rotation_degrees % 180 else (self.width, self.height)
 
-    def to_rgb(self, frame: Any) -> UInt8[np.ndarray, "h w 3"]:
-        """A decoded ``av.VideoFrame`` as an upright uint8 (h, w, 3) RGB picture with square pixels."""
+    def to_rgb(self, frame: Any, reformat: Callable[..., Any]) -> UInt8[np.ndarray, "h w 3"]:
+        """A decoded ``av.VideoFrame`` as an upright uint8 (h, w, 3) RGB picture with square pixels.
+
+        `reformat` is that of an ``av.video.reformatter.VideoReformatter``; one for all frames is set up once.
+        """
         layout = "rgba" if has_alpha(frame.format) else "rgb24"
         if (frame.width, frame.height) != (self.width, self.height):
-            frame = frame.reformat(width=self.width, height=self.height, format=layout, interpolation="BICUBIC")
-        picture = frame.to_ndarray(format=layout)
+            frame = reformat(frame, width=self.width, height=self.height, format=layout, interpolation="BICUBIC")
+        else:
+            frame = reformat(frame, format=layout)
+        picture = frame.to_ndarray()
         return self.turn(over_white(picture) if layout == "rgba" else picture)
 
     def turn(self, picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -62,6 +63,7 @@ def _do(task: dict[str, Any], line: _Line, iter_frames: Callable[..., Any], exam
                 sampling,
                 lambda text: line.send(isolate.WARNING, text.encode()),
                 nominal_fps=nominal_fps,
+                backend=task["backend"],
                 on_packet=line.live,
             ):
                 line.send(
@@ -80,6 +82,7 @@ class _Line:
 
     def __init__(self, output: BinaryIO) -> None:
         self._output = output
+        self._lock = threading.Lock()  # several threads read one file, and each tells that it lives
         self._silence = 0.0
         self._last = 0.0
         if hasattr(signal, "SIGALRM"):
@@ -103,6 +106,10 @@ class _Line:
 
     def send(self, kind: bytes, *parts: bytes | memoryview) -> None:
         """Send a message; while the parent is busy with the last ones, this waits without a limit."""
+        with self._lock:
+            self._send(kind, *parts)
+
+    def _send(self, kind: bytes, *parts: bytes | memoryview) -> None:
         self.rest()
         for part in (isolate.HEADER.pack(kind, sum(len(part) for part in parts)), *parts):
             view = memoryview(part)
