@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModel, InternVLVisionModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from liteframe.encoders.depthwise import average_kernel
 from liteframe.encoders.interface import IMAGENET_MEAN, IMAGENET_STD, resample_grid
 from liteframe.encoders.student import Block, LiteFrameEncoder
+from liteframe.encoders.towers import tower_kind
 from liteframe.errors import CheckpointError, ConfigError, InputError
 
 Channels = tuple[float, float, float]
@@ -72,7 +73,7 @@ class _Weights:
 
 
 @torch.no_grad()
-def inherit_from_teacher(student: LiteFrameEncoder, tower: InternVLVisionModel, layers: str = "first") -> list[int]:
+def inherit_from_teacher(student: LiteFrameEncoder, tower: PreTrainedModel, layers: str = "first") -> list[int]:
     """Start `student` from its teacher's own layers.
 
     Copied: patch embedding, positions (resampled where the native grids differ), CLS where the student has one, blocks,
@@ -84,7 +85,7 @@ def inherit_from_teacher(student: LiteFrameEncoder, tower: InternVLVisionModel, 
 
     Args:
         student: changed in place.
-        tower: an InternVL vision tower; not changed.
+        tower: a vision tower of a build that `liteframe.encoders.towers` knows; not changed.
         layers: which of the tower's blocks: the ``"first"`` ones, or ``"spread"`` evenly from the first to the last.
 
     Returns:
@@ -94,6 +95,8 @@ def inherit_from_teacher(student: LiteFrameEncoder, tower: InternVLVisionModel, 
         ConfigError: widths, heads, patches or norms that differ, too few blocks, or a tower of an unknown build.
     """
     weights = _read(tower)
+    if not tower_kind(tower.config).has_final_norm:
+        weights = replace(weights, norm=None)  # it has one, behind the features that are learned
     config = student.config
     _check_fit(student, weights)
     if config.feature_dim != weights.width:
