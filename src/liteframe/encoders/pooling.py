@@ -60,7 +60,7 @@ def bilinear_pool(
 ) -> Float[Tensor, "g 1 h2 w2 d"]:
     """All frames of a group in one, on a coarser (h, w) `grid`: a mean by bilinear weights times L2 norm ** `alpha`.
 
-    Bilinear as ``torch.nn.functional.interpolate`` is with ``align_corners=False``: alpha 0 is its result, averaged over
+    Bilinear as ``torch.nn.functional.interpolate`` is without ``align_corners``: alpha 0 is its result, averaged over
     the frames. Computed in float32; as stable as `weighted_average_pool`.
     """
     rows, down = _neighbours(features.shape[2], grid[0], features.device)

@@ -51,9 +51,8 @@ class TeacherEncoder(VideoEncoder):
         self.kind = kind = tower_kind(config)
         if select_strategy not in (None, kind.select_strategy):
             fault = "keeps the CLS token, which has no place in a grid" if kind.extra_tokens else "drops a patch"
-            raise InputError(
-                f"vision_feature_select_strategy '{select_strategy}' {fault}; only '{kind.select_strategy}' is supported"
-            )
+            wanted = f"only '{kind.select_strategy}' is supported"
+            raise InputError(f"vision_feature_select_strategy '{select_strategy}' {fault}; {wanted}")
         layers = len(kind.layers(tower))
         if not isinstance(feature_layer, int) or not -layers - 1 <= feature_layer <= layers:
             raise InputError(f"vision_feature_layer {feature_layer}: give one index from {-layers - 1} to {layers}")
