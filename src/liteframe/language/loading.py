@@ -1,7 +1,7 @@
 """Checkpoints in and out: the miniature, a local folder, or a hub id; one clear line when one cannot be used.
 
 A checkpoint is what ``save_pretrained`` of a Video LLM and its tokenizer write, in safetensors, with an optional
-``liteframe.json`` beside them; `liteframe.language.families` has the architectures. No code of a checkpoint is ever run.
+``liteframe.json`` beside them; `liteframe.language.families` has the architectures. No code of one is ever run.
 """
 
 from __future__ import annotations
