@@ -149,8 +149,8 @@ class SigLip(TowerKind):
         return tower
 
 
-KINDS: tuple[TowerKind, ...] = (InternViT(), SigLip())
-"""Every build that is known."""
+KINDS: list[TowerKind] = [InternViT(), SigLip()]
+"""Every build that is known; append one to add it."""
 
 
 def tower_kind(config: Any) -> TowerKind:

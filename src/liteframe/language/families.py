@@ -171,8 +171,8 @@ class LlavaOnevision(Family):
         return model.model.image_newline[None]
 
 
-FAMILIES: tuple[Family, ...] = (InternVL(), LlavaOnevision())
-"""Every family that can be loaded."""
+FAMILIES: list[Family] = [InternVL(), LlavaOnevision()]
+"""Every family that can be loaded; append one to add it."""
 
 
 def family_of(config: Any) -> Family:
