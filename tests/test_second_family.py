@@ -12,10 +12,15 @@ from safetensors.torch import load_file
 from liteframe.baselines import BASELINES
 from liteframe.encoders.loading import load_student
 from liteframe.encoders.pooling import bilinear_pool
-from liteframe.errors import CheckpointError, ConfigError, InputError
+from liteframe.errors import CheckpointError, ConfigError, DataError, InputError
+from liteframe.language.prompt import Slots
 from liteframe.pipeline import VideoLLM
 from liteframe.token_cache import TokenCache
+from liteframe.training.adapt import adapt
+from liteframe.training.adapt_task import AdaptBatch, AdaptTask, VideoLesson
 from liteframe.training.distill import distill
+from liteframe.training.loop import LoopConfig
+from liteframe.training.turn_writer import TurnWriter
 from liteframe.video.decode import read_video
 from liteframe.video.transform import normalize, resize
 from tiny_llava import MEAN, SIDE, STD, llava_folder, write_folder
@@ -147,7 +152,7 @@ def test_the_student_has_the_targets_grid_and_learns(llava_folder, run):
 
 
 def test_targets_on_disk_belong_to_their_teacher(llava_folder, run, tmp_path):
-    """A second run reads them; another teacher, of the same shape and beside them, makes its own."""
+    """A second run reads them; another teacher of the same shape is told that they are not its own."""
     cache = run.parent / "cache"
 
     def kept() -> dict[Path, dict[str, torch.Tensor]]:
@@ -160,10 +165,8 @@ def test_targets_on_disk_belong_to_their_teacher(llava_folder, run, tmp_path):
     distill(recipe(tmp_path, llava_folder, cache, "again"))
     again = json.loads((tmp_path / "again" / "log.jsonl").read_text().splitlines()[0])
     assert again["loss"] == first["loss"] and kept().keys() == before.keys()
-    distill(recipe(tmp_path, write_folder(tmp_path / "other", seed=1), cache, "others"))
-    after = kept()
-    assert len(after) == 8 and before.keys() < after.keys()
-    assert all(torch.equal(after[path]["target"], entry["target"]) for path, entry in before.items())
+    with pytest.raises(DataError, match="written with another 'teacher'"):
+        distill(recipe(tmp_path, write_folder(tmp_path / "other", seed=1), cache, "others"))
 
 
 @torch.no_grad()
@@ -189,12 +192,71 @@ def test_the_stored_target_is_the_pooled_teachers(llava_folder, run):
     [
         ("student.changes.strides=[[2,1,1],[2,1,1]]", "pooled teacher"),
         ("student.changes.allow_remainder=false", "multiples of 28"),
-        ("student.initialise=teacher-first", "uses gelu_tanh"),
+        ("student.initialise=teacher-first", "2 heads are not the student's 1"),
     ],
 )
 def test_a_student_that_does_not_fit_is_refused(llava_folder, tmp_path, override, word):
     with pytest.raises(ConfigError, match=word):
         distill(recipe(tmp_path, llava_folder, tmp_path / "cache"), [override])
+
+
+# --- adapted ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_a_lesson_is_transformers_own(llava_folder):
+    """A conversation about eight frames through the teacher, against one forward pass with pixels and labels."""
+    llm = load(llava_folder, "teacher")
+    checkpoint, model = llm.checkpoint, llm.checkpoint.model
+    writer = TurnWriter(llm.language.prompts)
+    turns = [("What moves?", "a bar"), ("Where?", "right")]
+    frames = torch.randint(0, 256, (8, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    lesson = VideoLesson(writer.conversation(turns, Slots(8), 9), None, frames, "x")
+    task = AdaptTask(
+        model, checkpoint, llm.encoder, Keeps(), (8,), 0.0, LoopConfig(steps=1, learning_rate=1.0), batch=1
+    )
+    with torch.no_grad():
+        loss, figures = task.loss(AdaptBatch([lesson]))
+    ids, labels = [], []
+    for text, is_said in llm.language.prompts.chat(turns, Slots(8), 9):
+        piece = checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids += piece
+        labels += piece if is_said else [-100] * len(piece)
+    pixels = normalize(frames, MEAN, STD)[None]
+    with torch.no_grad():
+        out = model(input_ids=torch.tensor([ids]), pixel_values_videos=pixels, labels=torch.tensor([labels]))
+    assert figures["weight"] == sum(label >= 0 for label in labels) == len("a bar") + len("right") + 2
+    assert float(loss) == pytest.approx(float(out.loss), rel=1e-4)
+
+
+class Keeps:
+    num_skipped = 0
+
+    def lesson(self, index: int, num_frames: int) -> VideoLesson:
+        raise NotImplementedError
+
+    def keep(self, lesson: VideoLesson, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_it_learns_to_read_its_students_tokens(llava_folder, run, clip, tmp_path, mode):
+    talk = tmp_path / "talk.jsonl"
+    said = [{"from": "human", "value": "<image>\nIs it dark?"}, {"from": "gpt", "value": "yes"}]
+    talk.write_text(json.dumps({"video": str(clip), "conversations": said}) + "\n")
+    path = tmp_path / "lma.toml"
+    path.write_text(
+        f'output = "{(tmp_path / "lma").as_posix()}"\nmodel = "{llava_folder.as_posix()}"\n'
+        f'encoder = "{run.as_posix()}"\nsteps = 30\nlearning_rate = 1e-2\n'
+        f'[tune]\nmode = "{mode}"\nsave_dtype = "float32"\n'
+        f'[curriculum]\nframes = [8]\n[data]\npath = "{talk.as_posix()}"\nconversations = 1\nworkers = 0\n'
+    )
+    adapt(path)
+    lines = [json.loads(line) for line in (tmp_path / "lma" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.5 < lines[0]["loss"]
+    adapted = VideoLLM.from_pretrained(tmp_path / "lma", device="cpu")
+    assert adapted.encoder.name == "liteframe" and adapted.checkpoint.family.title == "LLaVA-OneVision"
+    answer = adapted.ask(clip, "Is it dark?", num_frames=8)
+    assert (answer.text, answer.num_visual_tokens) == ("yes", 8)
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------
