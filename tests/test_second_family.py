@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from liteframe.baselines import BASELINES
 from liteframe.encoders.loading import load_student
 from liteframe.encoders.pooling import bilinear_pool
+from liteframe.encoders.precision import explained_variance
 from liteframe.errors import CheckpointError, ConfigError, DataError, InputError
 from liteframe.language.prompt import Slots
 from liteframe.pipeline import VideoLLM
@@ -119,6 +120,17 @@ def test_compressed_tokens_are_a_quarter_of_a_frames_for_four_frames(llava_folde
     answer = llm.ask(clip, QUESTION, num_frames=6, max_new_tokens=5)
     assert (answer.num_frames, answer.num_visual_tokens) == (6, 2 * 4)
     assert answer.encoder == ("liteframe" if encoder == "student" else encoder)
+
+
+@pytest.mark.parametrize(("precision", "explained"), [("bf16", 0.999), ("int8", 0.9)])
+@torch.no_grad()
+def test_other_precisions_see_the_same(llava_folder, clip, precision, explained):
+    pixels = pixels_of(clip, 6)
+    exact = load(llava_folder, "pooled").encoder.encode(pixels).features
+    llm = load(llava_folder, "pooled", precision=precision)
+    found = llm.encoder.encode(pixels.to(llm.encoder.dtype)).features
+    assert explained < explained_variance(found, exact) < 1
+    assert llm.ask(clip, QUESTION, num_frames=6, max_new_tokens=2).num_visual_tokens == 8
 
 
 def test_later_questions_and_a_cache_change_nothing(llava_folder, clip, tmp_path):
@@ -238,15 +250,15 @@ class Keeps:
         return features
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
-def test_it_learns_to_read_its_students_tokens(llava_folder, run, clip, tmp_path, mode):
+@pytest.mark.parametrize(("mode", "steps"), [("lora", 80), ("full", 30)])
+def test_it_learns_to_read_its_students_tokens(llava_folder, run, clip, tmp_path, mode, steps):
     talk = tmp_path / "talk.jsonl"
     said = [{"from": "human", "value": "<image>\nIs it dark?"}, {"from": "gpt", "value": "yes"}]
     talk.write_text(json.dumps({"video": str(clip), "conversations": said}) + "\n")
     path = tmp_path / "lma.toml"
     path.write_text(
         f'output = "{(tmp_path / "lma").as_posix()}"\nmodel = "{llava_folder.as_posix()}"\n'
-        f'encoder = "{run.as_posix()}"\nsteps = 30\nlearning_rate = 1e-2\n'
+        f'encoder = "{run.as_posix()}"\nsteps = {steps}\nlearning_rate = 1e-2\n'
         f'[tune]\nmode = "{mode}"\nsave_dtype = "float32"\n'
         f'[curriculum]\nframes = [8]\n[data]\npath = "{talk.as_posix()}"\nconversations = 1\nworkers = 0\n'
     )

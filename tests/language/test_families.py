@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlavaOnevisionConfig
 
 from liteframe.encoders.interface import PixelConfig
 from liteframe.errors import CheckpointError, ConfigError, InputError
@@ -58,12 +59,14 @@ def test_without_a_processor_frames_are_siglips(folder):
     assert load(folder).pixels == PixelConfig(height=SIDE, width=SIDE, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def test_a_frame_size_that_transformers_leaves_out_of_the_file_is_known(tmp_path):
-    """224 is the default of SigLIP's class, and so is not written; 384 is that of the whole family's."""
+def test_a_frame_size_that_the_file_leaves_out_is_what_transformers_takes(tmp_path):
+    """224, the default of SigLIP's class, and not the 384 of the family's."""
     folder = write_folder(tmp_path / "tiny", image_size=224)
-    assert "image_size" not in json.loads((folder / "config.json").read_text())["vision_config"]
+    vision = json.loads((folder / "config.json").read_text())["vision_config"]
+    edit(folder / "config.json", vision_config={name: value for name, value in vision.items() if name != "image_size"})
     for path in folder.glob("*preprocessor_config.json"):
         path.unlink()
+    assert LlavaOnevisionConfig.from_pretrained(folder).vision_config.image_size == 224
     assert (load(folder).pixels.height, load_vision_tower(folder, "cpu").pixels.width) == (224, 224)
 
 

@@ -68,9 +68,9 @@ class Family(ABC):
     def image_size(self, values: dict[str, Any]) -> Any:
         """Side, or height and width, in pixels, of the frames of a checkpoint with the ``config.json`` `values`.
 
-        As transformers completes the values: it leaves out of the file what its classes have as defaults.
+        As transformers completes the values where a file leaves some out.
         """
-        return self.config_class.from_dict(values).vision_config.image_size  # type: ignore[attr-defined]
+        return self.config_class.from_dict(values).vision_config.image_size
 
     @abstractmethod
     def prompts(self, tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig, config: Any) -> PromptBuilder:
