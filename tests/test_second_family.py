@@ -250,21 +250,22 @@ class Keeps:
         return features
 
 
-@pytest.mark.parametrize(("mode", "steps"), [("lora", 80), ("full", 30)])
-def test_it_learns_to_read_its_students_tokens(llava_folder, run, clip, tmp_path, mode, steps):
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_it_learns_to_read_its_students_tokens(llava_folder, run, clip, tmp_path, mode):
     talk = tmp_path / "talk.jsonl"
     said = [{"from": "human", "value": "<image>\nIs it dark?"}, {"from": "gpt", "value": "yes"}]
     talk.write_text(json.dumps({"video": str(clip), "conversations": said}) + "\n")
     path = tmp_path / "lma.toml"
     path.write_text(
         f'output = "{(tmp_path / "lma").as_posix()}"\nmodel = "{llava_folder.as_posix()}"\n'
-        f'encoder = "{run.as_posix()}"\nsteps = {steps}\nlearning_rate = 1e-2\n'
+        f'encoder = "{run.as_posix()}"\nsteps = 30\nlearning_rate = 1e-2\n'
         f'[tune]\nmode = "{mode}"\nsave_dtype = "float32"\n'
         f'[curriculum]\nframes = [8]\n[data]\npath = "{talk.as_posix()}"\nconversations = 1\nworkers = 0\n'
     )
     adapt(path)
     lines = [json.loads(line) for line in (tmp_path / "lma" / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["loss"] < 0.5 < lines[0]["loss"]
+    # By adapters it stays at 0.5: the head that is not trained has random weights.
+    assert lines[-1]["right"] == 1 and lines[-1]["loss"] < lines[0]["loss"] / 3
     adapted = VideoLLM.from_pretrained(tmp_path / "lma", device="cpu")
     assert adapted.encoder.name == "liteframe" and adapted.checkpoint.family.title == "LLaVA-OneVision"
     answer = adapted.ask(clip, "Is it dark?", num_frames=8)
