@@ -112,7 +112,7 @@ def load_checkpoint(
     values, pixels = read_checkpoint_config(name, folder)
     if not video_side and values.get("text_config", {}).get("num_hidden_layers") == 0:
         raise CheckpointError(name, "is the video side of an export: its language model is served by vLLM, ask that")
-    family = _known_family(name, values)
+    family = known_family(name, values)
     settings = _read_settings(name, folder, family)
     tokenizer = _load_tokenizer(name, folder, family)
     check_weight_files(name, folder)
@@ -221,11 +221,12 @@ def read_checkpoint_config(name: str, folder: Path) -> tuple[dict[str, Any], Pix
         CheckpointError: there is none, or it is of another architecture.
     """
     config = _read_json(name, folder / "config.json", missing="has no config.json; give the folder of a checkpoint")
-    family = _known_family(name, config)
+    family = known_family(name, config)
     return config, _read_settings(name, folder).pixels or _read_pixels(name, folder, config, family)
 
 
-def _known_family(name: str, config: dict[str, Any]) -> Family:
+def known_family(name: str, config: dict[str, Any]) -> Family:
+    """The family of a checkpoint with this ``config.json``. Raises CheckpointError for one that cannot be loaded."""
     kind = config.get("model_type")
     for family in FAMILIES:
         if kind == family.model_type:

@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from liteframe.encoders.interface import PixelConfig
 from liteframe.encoders.towers import tower_kind
 from liteframe.errors import CheckpointError, InputError
-from liteframe.language.families import FAMILIES
-from liteframe.language.loading import check_weight_files, read_checkpoint_config
+from liteframe.language.loading import check_weight_files, known_family, read_checkpoint_config
 from liteframe.language.places import find_checkpoint
 from liteframe.runtime import choose_device, choose_dtype
 
@@ -56,8 +55,7 @@ def load_vision_tower(name_or_path: str | os.PathLike[str], device: str = "auto"
     folder = find_checkpoint(name)
     values, pixels = read_checkpoint_config(name, folder)
     check_weight_files(name, folder)
-    family = next(family for family in FAMILIES if family.model_type == values["model_type"])
-    config = family.config_class.from_dict(values)
+    config = known_family(name, values).config_class.from_dict(values)
     try:
         kind = tower_kind(config.vision_config)
     except InputError as error:
