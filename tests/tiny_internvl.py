@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerFast
 
 from liteframe.encoders.interface import PixelConfig
 from liteframe.language.loading import Checkpoint
@@ -87,7 +87,11 @@ def make_model(config: InternVLConfig, seed: int = 0) -> InternVLForConditionalG
     CLS and positions, which transformers starts at zero, are drawn too; else a fault in them would not show.
     """
     torch.manual_seed(seed)
-    model = InternVLForConditionalGeneration(config).eval()
+    return randomised(InternVLForConditionalGeneration(config).eval())
+
+
+def randomised(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with every weight drawn, in place."""
     with torch.no_grad():
         for parameter in model.parameters():
             scale = parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.3

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from liteframe.encoders.teacher import TeacherEncoder, resample_positions
+from liteframe.encoders.teacher import TeacherEncoder
+from liteframe.encoders.towers import resample_positions
 from liteframe.errors import InputError
 from tiny_internvl import make_config, make_model
 

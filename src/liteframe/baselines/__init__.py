@@ -40,13 +40,19 @@ def build_method(name: str, source: EncoderSource) -> VideoEncoder:
         source: the checkpoint that it serves.
 
     Raises:
-        InputError: no such method; the message lists the known ones.
+        InputError: no such method; the message lists the known ones. Or a baseline, and a checkpoint without pixel
+            shuffle: they keep and merge the squares of patches that InternVL folds into a token.
         ConfigError: a setting that the method does not have, or a value that it cannot take.
         CheckpointError: see `liteframe.encoders.build_encoder`.
     """
     method, *written = name.split(":")
     if method not in BASELINES:
         return build_encoder(name, source, also=BASELINES)
+    if source.shuffle_factor is None:
+        raise InputError(
+            f"encoder '{name}': the baselines are InternVL's only, they need its pixel shuffle; with this model use "
+            f"{', '.join(ENCODERS)} or the folder of a student"
+        )
     values = {}
     for setting in written:
         key, equals, value = setting.partition("=")

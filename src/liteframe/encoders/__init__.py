@@ -24,29 +24,32 @@ class EncoderSource:
     """What a checkpoint offers to build an encoder from.
 
     Attributes:
-        vision_tower: its ``InternVLVisionModel``; encoders share it, none copies it.
+        vision_tower: its vision tower, of a build that `liteframe.encoders.towers` knows; encoders share it, none
+            copies it.
         feature_layer: its ``vision_feature_layer``.
-        select_strategy: its ``vision_feature_select_strategy``.
+        select_strategy: its ``vision_feature_select_strategy``; None takes what the tower needs.
         folder: where it lies, for encoders with weights of their own beside it; None for a model in memory.
-        shuffle_factor: side of the square of patches that becomes one token, 1 / its ``downsample_ratio``.
+        shuffle_factor: side of the square of patches that becomes one token, 1 / its ``downsample_ratio``; None where
+            it has no pixel shuffle.
     """
 
     vision_tower: Any
     feature_layer: int | list[int] = -1
-    select_strategy: str = "default"
+    select_strategy: str | None = None
     folder: Path | None = None
-    shuffle_factor: int = 2
+    shuffle_factor: int | None = 2
 
     @classmethod
     def of(cls, model: Any, folder: Path | None = None) -> EncoderSource:
-        """What an ``InternVLForConditionalGeneration``, and the folder that it came from, offer."""
+        """What a Video LLM of transformers, and the folder that it came from, offer."""
         config = model.config
+        ratio = getattr(config, "downsample_ratio", None)
         return cls(
             vision_tower=model.model.vision_tower,
             feature_layer=config.vision_feature_layer,
             select_strategy=config.vision_feature_select_strategy,
             folder=folder,
-            shuffle_factor=round(1 / config.downsample_ratio),
+            shuffle_factor=None if ratio is None else round(1 / ratio),
         )
 
 
@@ -91,9 +94,9 @@ def _liteframe(source: EncoderSource, name: str = "liteframe") -> VideoEncoder:
     """The student called `name`, in the tower's dtype, where the tower is."""
     from liteframe.encoders.loading import load_student
 
-    folder, tower = student_folder(name, source), source.vision_tower
+    folder, tower, teacher = student_folder(name, source), source.vision_tower, _teacher(source)
     assert folder is not None
-    student = load_student(folder, feature_dim=tower.config.hidden_size, patch_size=tower.config.patch_size[0])
+    student = load_student(folder, feature_dim=teacher.feature_dim, patch_size=teacher.patch_size)
     return student.to(device=tower.device, dtype=tower.dtype)
 
 

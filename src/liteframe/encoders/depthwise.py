@@ -112,17 +112,32 @@ class TemporalConvolution(nn.Module):
 
 
 class StridedConvolution(nn.Module):
-    """A depth-wise convolution that shrinks time, rows and columns; a stride above `kernel` has as many taps."""
+    """A depth-wise convolution that shrinks time, rows and columns; a stride above `kernel` has as many taps.
 
-    def __init__(self, width: int, kernel: int, stride: Triple, method: str) -> None:
+    With `allow_remainder`, rows and columns need not be multiples of the stride: the last one is repeated until they
+    are, so that a plain average there is the mean of what there is.
+    """
+
+    def __init__(self, width: int, kernel: int, stride: Triple, method: str, allow_remainder: bool = False) -> None:
         super().__init__()
-        self.method, self.stride = method, stride
+        self.method, self.stride, self.allow_remainder = method, stride, allow_remainder
         self.kernel = (max(kernel, stride[0]), max(kernel, stride[1]), max(kernel, stride[2]))
         self.weight = nn.Parameter(torch.empty(width, 1, *self.kernel))
         self.bias = nn.Parameter(torch.empty(width))
 
+    def shrunk(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The (h, w) grid that it makes of a `grid`."""
+        if self.allow_remainder:
+            return -(-grid[0] // self.stride[1]), -(-grid[1] // self.stride[2])
+        return grid[0] // self.stride[1], grid[1] // self.stride[2]
+
     def forward(self, hidden: Float[Tensor, "g t h w d"]) -> Float[Tensor, "g t2 h2 w2 d"]:
-        """Sizes must be multiples of the strides."""
+        """Sizes must be multiples of the strides, but for a rest of rows and columns that is allowed."""
+        if self.allow_remainder:
+            for axis in (2, 3):
+                if missing := -hidden.shape[axis] % self.stride[axis - 1]:
+                    last = hidden.narrow(axis, hidden.shape[axis] - 1, 1)
+                    hidden = torch.cat([hidden, *[last] * missing], dim=axis)
         return depthwise_convolution(hidden, self.weight, self.stride, self.method) + self.bias
 
 

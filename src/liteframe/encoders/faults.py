@@ -47,7 +47,10 @@ def _value_faults(config: LiteFrameConfig, activations: tuple[str, ...]) -> Iter
         if np.min(getattr(config, name)) < 1:
             yield f"{name} {getattr(config, name)}: must be above 0"
     cell = config.patch_size * config.space_stride
-    if len(config.image_size) != 2 or config.image_size[0] % cell or config.image_size[1] % cell:
+    if config.allow_remainder:
+        if len(config.image_size) != 2 or min(config.image_size) < config.patch_size:
+            yield f"image_size {config.image_size}: give a height and a width of at least a patch, {config.patch_size}"
+    elif len(config.image_size) != 2 or config.image_size[0] % cell or config.image_size[1] % cell:
         yield f"image_size {config.image_size}: give a height and a width that are multiples of {cell}"
     for width, heads in zip(config.hidden_sizes, config.num_heads, strict=True):
         if width // heads < min(_MIN_HEAD_DIM, config.head_dim):

@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModel, InternVLVisionModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from liteframe.encoders.depthwise import average_kernel
 from liteframe.encoders.interface import IMAGENET_MEAN, IMAGENET_STD, resample_grid
 from liteframe.encoders.student import Block, LiteFrameEncoder
+from liteframe.encoders.towers import tower_kind
 from liteframe.errors import CheckpointError, ConfigError, InputError
 
 Channels = tuple[float, float, float]
@@ -72,7 +73,7 @@ class _Weights:
 
 
 @torch.no_grad()
-def inherit_from_teacher(student: LiteFrameEncoder, tower: InternVLVisionModel, layers: str = "first") -> list[int]:
+def inherit_from_teacher(student: LiteFrameEncoder, tower: PreTrainedModel, layers: str = "first") -> list[int]:
     """Start `student` from its teacher's own layers.
 
     Copied: patch embedding, positions (resampled where the native grids differ), CLS where the student has one, blocks,
@@ -84,7 +85,7 @@ def inherit_from_teacher(student: LiteFrameEncoder, tower: InternVLVisionModel, 
 
     Args:
         student: changed in place.
-        tower: an InternVL vision tower; not changed.
+        tower: a vision tower of a build that `liteframe.encoders.towers` knows; not changed.
         layers: which of the tower's blocks: the ``"first"`` ones, or ``"spread"`` evenly from the first to the last.
 
     Returns:
@@ -94,6 +95,8 @@ def inherit_from_teacher(student: LiteFrameEncoder, tower: InternVLVisionModel, 
         ConfigError: widths, heads, patches or norms that differ, too few blocks, or a tower of an unknown build.
     """
     weights = _read(tower)
+    if not tower_kind(tower.config).has_final_norm:
+        weights = replace(weights, norm=None)  # it has one, behind the features that are learned
     config = student.config
     _check_fit(student, weights)
     if config.feature_dim != weights.width:
@@ -122,16 +125,18 @@ def inherit_from_image_vit(
     source: PreTrainedModel | str | os.PathLike[str],
     pixel_mean: Channels | None = None,
     pixel_std: Channels | None = None,
+    student_pixels: tuple[Channels, Channels] = (IMAGENET_MEAN, IMAGENET_STD),
 ) -> list[int]:
     """Start `student` from the first blocks of an image ViT: ViT, SigLIP's vision model or DINOv2 of transformers.
 
     Positions are resampled to the student's grid, patches to its size (FlexiViT's pseudo-inverse, arXiv 2212.08013),
-    and the patch embedding takes the student's ImageNet-normalised pixels for the model's own. The head stays as it is.
+    and the patch embedding takes the student's pixels for the model's own. The head stays as it is.
 
     Args:
         student: changed in place.
         source: a model, or a folder or hub id to load it from.
         pixel_mean, pixel_std: normalisation the model was trained with; None takes that of its kind's released models.
+        student_pixels: mean and std of the student's, which are its teacher's.
 
     Returns:
         The index of the model's block behind each of the student's.
@@ -148,7 +153,8 @@ def inherit_from_image_vit(
     weights = _read(model)
     _check_fit(student, weights, narrow_start=False)
     mean, std = _PIXELS[model.config.model_type]
-    kernel, bias = _for_imagenet_pixels(weights.patch, weights.patch_bias, pixel_mean or mean, pixel_std or std)
+    theirs = (pixel_mean or mean, pixel_std or std)
+    kernel, bias = _for_pixels(weights.patch, weights.patch_bias, student_pixels, theirs)
     kernel = resample_patch(kernel, student.config.patch_size)
     chosen = list(range(sum(student.config.depths)))
     _write(student, replace(weights, patch=kernel, patch_bias=bias), chosen)
@@ -209,11 +215,14 @@ def resample_patch(kernel: Float[Tensor, "d c p p"], size: int) -> Float[Tensor,
     return (kernel.flatten(2).double() @ inverse.T).unflatten(-1, (size, size)).to(kernel.dtype)
 
 
-def _for_imagenet_pixels(
-    kernel: Float[Tensor, "d 3 p p"], bias: Float[Tensor, " d"], mean: Channels, std: Channels
+def _for_pixels(
+    kernel: Float[Tensor, "d 3 p p"],
+    bias: Float[Tensor, " d"],
+    wanted: tuple[Channels, Channels],
+    trained: tuple[Channels, Channels],
 ) -> tuple[Float[Tensor, "d 3 p p"], Float[Tensor, " d"]]:
-    """The same embedding of pixels normalised with ImageNet's mean and std instead of `mean` and `std`."""
-    ours, theirs = (torch.tensor(pair).to(kernel) for pair in ((IMAGENET_MEAN, IMAGENET_STD), (mean, std)))
+    """The same embedding of pixels normalised with the `wanted` mean and std instead of the `trained` ones."""
+    ours, theirs = (torch.tensor(pair).to(kernel) for pair in (wanted, trained))
     scale, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
     return kernel * scale[:, None, None], bias + (kernel.sum(dim=(2, 3)) * shift).sum(dim=1)
 

@@ -51,6 +51,7 @@ class VideoEncoder(nn.Module, ABC):
         group_size: frames that become one group of tokens: 1 for a per-frame encoder, 4 for those that compress time.
         feature_dim: width of the features.
         patch_size: side of a patch in pixels.
+        allow_remainder: takes frames that its patches and strides do not divide, see `patch_grid`.
         precision: ``"int8"`` where its linear layers were quantised (`liteframe.encoders.precision`), else None.
         exact: then, what it was quantised from; a tuple, so that it is no part of this module.
     """
@@ -59,6 +60,7 @@ class VideoEncoder(nn.Module, ABC):
     group_size: int
     feature_dim: int
     patch_size: int
+    allow_remainder: bool = False
     precision: str | None = None
     exact: tuple[VideoEncoder, ...] = ()
 
@@ -141,6 +143,11 @@ def config_values(config: Any) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name not in written_by}
 
 
+def as_tuples(value: Any) -> Any:
+    """Lists, as JSON has them, as tuples."""
+    return tuple(as_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
 def group_frames(pixels: Float[Tensor, "t 3 H W"], group_size: int) -> Float[Tensor, "g f 3 H W"]:
     """Cut consecutive frames into groups; the last group is filled up by repeating the last frame.
 
@@ -166,12 +173,20 @@ def frames_at_once(height: int, width: int, group_size: int = 1) -> int:
     return max(1, frames // group_size) * group_size
 
 
-def patch_grid(height: int, width: int, patch_size: int, stride: int = 1) -> tuple[int, int]:
+def patch_grid(
+    height: int, width: int, patch_size: int, stride: int = 1, allow_remainder: bool = False
+) -> tuple[int, int]:
     """Grid cells (h, w) of a frame cut into patches and then reduced by `stride` in both directions.
 
+    Args:
+        allow_remainder: pixels behind the last whole patch are not read, and a begun stride is one more cell: 384
+            pixels are 27 patches of 14, and 14 cells of two.
+
     Raises:
-        InputError: the size is not a multiple of `patch_size` * `stride`.
+        InputError: the size is not a multiple of `patch_size` * `stride`; with `allow_remainder`, less than a patch.
     """
+    if allow_remainder and min(height, width) >= patch_size:
+        return -(-(height // patch_size) // stride), -(-(width // patch_size) // stride)
     cell = patch_size * stride
     if height <= 0 or width <= 0 or height % cell or width % cell:
         raise InputError(

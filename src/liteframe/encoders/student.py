@@ -32,7 +32,7 @@ from transformers import initialization as init
 
 from liteframe.encoders.depthwise import StridedConvolution, TemporalConvolution, average_kernel
 from liteframe.encoders.faults import config_faults
-from liteframe.encoders.interface import VideoEncoder, patch_grid, resample_grid
+from liteframe.encoders.interface import VideoEncoder, as_tuples, patch_grid, resample_grid
 from liteframe.errors import ConfigError, InputError
 from liteframe.packed import linear
 from liteframe.types import VideoTokens
@@ -77,6 +77,7 @@ class LiteFrameConfig(PreTrainedConfig):
         layer_norm_eps: of all LayerNorms.
         initializer_range: standard deviation of the blocks' linear layers at the start.
         depthwise: how depth-wise convolutions are computed, see `depthwise.METHODS`. The same values up to rounding.
+        allow_remainder: take frames that patches and strides do not divide, see `interface.patch_grid`.
 
     Raises:
         ConfigError: sizes that do not meet, a value out of range, an unknown key.
@@ -106,6 +107,7 @@ class LiteFrameConfig(PreTrainedConfig):
         layer_norm_eps: float = 1e-6,
         initializer_range: float = 0.02,
         depthwise: str = "auto",
+        allow_remainder: bool = False,
         **kwargs: Any,
     ) -> None:
         values = {name: value for name, value in locals().items() if name in _FIELDS}
@@ -116,7 +118,7 @@ class LiteFrameConfig(PreTrainedConfig):
         if isinstance(image_size, int):
             values["image_size"] = (image_size, image_size)
         for name, value in values.items():
-            setattr(self, name, _frozen(value))
+            setattr(self, name, as_tuples(value))
         fault = next(config_faults(self, activations=tuple(_ACTIVATIONS)), None)
         if fault is not None:
             raise ConfigError(f"LiteFrame config: {fault}")
@@ -159,11 +161,6 @@ class LiteFrameConfig(PreTrainedConfig):
 
 
 _FIELDS = tuple(inspect.signature(LiteFrameConfig.__init__).parameters)[1:-1]
-
-
-def _frozen(value: Any) -> Any:
-    """Lists, as JSON has them, as tuples."""
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 class Attention(nn.Module):
@@ -242,7 +239,8 @@ class Stride(nn.Module):
     def __init__(self, config: LiteFrameConfig, stage: int) -> None:
         super().__init__()
         width, wider = config.hidden_sizes[stage : stage + 2]
-        self.convolution = StridedConvolution(width, config.stride_kernel, config.strides[stage], config.depthwise)
+        kernel, method, allow_remainder = config.stride_kernel, config.depthwise, config.allow_remainder
+        self.convolution = StridedConvolution(width, kernel, config.strides[stage], method, allow_remainder)
         self.widen = nn.Linear(width, wider) if wider != width else nn.Identity()
         self.norm = nn.LayerNorm(wider, eps=config.layer_norm_eps) if config.norm_after_stride else nn.Identity()
 
@@ -277,6 +275,7 @@ class LiteFrameEncoder(PreTrainedModel, VideoEncoder):
     def __init__(self, config: LiteFrameConfig) -> None:
         super().__init__(config)
         self.group_size, self.feature_dim, self.patch_size = config.group_size, config.feature_dim, config.patch_size
+        self.allow_remainder = config.allow_remainder
         self.patch_embedding = PatchEmbedding(config)
         self.stages = nn.ModuleList(
             nn.ModuleList(Block(config, stage) for _ in range(depth)) for stage, depth in enumerate(config.depths)
@@ -325,7 +324,7 @@ class LiteFrameEncoder(PreTrainedModel, VideoEncoder):
 
     def grid(self, height: int, width: int) -> tuple[int, int, int]:
         """(1, height / 28, width / 28) for patches of 14 and a stride of 2; InputError for sizes that do not divide."""
-        return 1, *patch_grid(height, width, self.patch_size, stride=self.config.space_stride)
+        return 1, *patch_grid(height, width, self.patch_size, self.config.space_stride, self.allow_remainder)
 
     def forward(
         self, pixels: Float[Tensor, "g f 3 H W"], num_frames: int | None = None, seconds: np.ndarray | None = None
@@ -352,6 +351,8 @@ class LiteFrameEncoder(PreTrainedModel, VideoEncoder):
         if pixels.shape[1] != self.group_size:
             raise InputError(f"groups of {pixels.shape[1]} frames: this encoder takes {self.group_size}")
         grid = (pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size)
+        if self.allow_remainder:
+            pixels = pixels[..., : grid[0] * self.patch_size, : grid[1] * self.patch_size]
         hidden = self.patch_embedding(pixels.to(self.dtype))
         on_step("patch_embedding", hidden)
         for stage, blocks in enumerate(self.stages):
@@ -361,8 +362,7 @@ class LiteFrameEncoder(PreTrainedModel, VideoEncoder):
             if stage < len(self.strides):
                 hidden = self.strides[stage](hidden, grid)
                 on_step(f"stage{stage}.stride", hidden)
-                _, down, across = self.config.strides[stage]
-                grid = (grid[0] // down, grid[1] // across)
+                grid = self.strides[stage].convolution.shrunk(grid)
         hidden = self.norm(hidden)
         on_step("norm", hidden)
         features = self.head(hidden[:, :, hidden.shape[2] - out[0] * out[1] :]).unflatten(2, out)
@@ -379,7 +379,7 @@ class LiteFrameEncoder(PreTrainedModel, VideoEncoder):
         Matrix products and convolutions; what is element-wise (norms, GELU, additions) is below 1 % and left out.
         """
         config = self.config
-        rows, columns = patch_grid(height, width, self.patch_size, stride=1)
+        rows, columns = patch_grid(height, width, self.patch_size, 1, self.allow_remainder)
         _, *out = self.grid(height, width)
         total = 2 * self.group_size * rows * columns * 3 * self.patch_size**2 * config.hidden_sizes[0]
         for stage, (d, mlp, depth) in enumerate(zip(config.hidden_sizes, config.mlp_sizes, config.depths, strict=True)):
@@ -388,8 +388,8 @@ class LiteFrameEncoder(PreTrainedModel, VideoEncoder):
             total += depth * t * (2 * n * d * (4 * d + 2 * n + 2 * mlp) + temporal)
             if stage < len(self.strides):
                 convolution, wider = self.strides[stage].convolution, config.hidden_sizes[stage + 1]
-                time, down, across = convolution.stride
-                rows, columns = rows // down, columns // across
+                time = convolution.stride[0]
+                rows, columns = convolution.shrunk((rows, columns))
                 widen = (rows * columns + config.cls_token) * wider if wider != d else 0
                 total += 2 * (t // time) * d * (rows * columns * math.prod(convolution.kernel) + widen)
         total += 2 * math.prod(out) * config.hidden_sizes[-1] * self.feature_dim

@@ -1,4 +1,4 @@
-"""The teacher: InternVL's vision tower, one frame at a time, patch features before pixel shuffle.
+"""The teacher: a Video LLM's vision tower, one frame at a time, patch features before its projector touches them.
 
 Axis letters: ``g`` groups (here frames), ``n`` tokens of a frame with CLS, ``h``/``w`` grid cells, ``d`` feature width.
 """
@@ -8,67 +8,68 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from transformers import InternVLVisionModel
+from transformers import PreTrainedModel
 
-from liteframe.encoders.interface import VideoEncoder, config_values, is_exporting, patch_grid, resample_grid
+from liteframe.encoders.interface import VideoEncoder, config_values, patch_grid
+from liteframe.encoders.towers import tower_kind
 from liteframe.errors import InputError
 from liteframe.types import VideoTokens
 
 
 class TeacherEncoder(VideoEncoder):
-    """A transformers ``InternVLVisionModel`` behind the encoder interface.
+    """A vision tower of transformers behind the encoder interface; `liteframe.encoders.towers` has the builds.
 
-    1. patch embedding, CLS in front, learned positions (resampled where the frame is not the trained size)
+    1. patch embedding, CLS in front where there is one, learned positions (resampled where the frame is not the trained
+       size)
     2. transformer blocks, up to `feature_layer`
     3. drop CLS, lay the patches out as the (h, w) grid
 
-    The same values as ``InternVLModel.get_image_features`` computes before its pixel shuffle, for any h x w.
-    InternViT's checkpoints have no final norm, so features are unnormalised and hold outliers.
+    The same values as transformers computes before pixel shuffle (InternVL) or projector (LLaVA-OneVision), for any
+    h x w. InternViT's checkpoints have no final norm, and LLaVA-OneVision takes SigLIP's features before it, so
+    features are unnormalised and hold outliers.
 
     Args:
         tower: the vision tower; it is used as it is, not copied.
         feature_layer: the checkpoint's ``vision_feature_layer``: -1 for the output, else an index into
             [embeddings, block 1, ..., block L].
-        select_strategy: the checkpoint's ``vision_feature_select_strategy``; only ``"default"`` (drop CLS) leaves a
-            grid.
+        select_strategy: the checkpoint's ``vision_feature_select_strategy``; only the one that leaves exactly the
+            patches leaves a grid: ``"default"`` (drop CLS), for a tower without CLS ``"full"``. None takes that.
 
     Raises:
-        InputError: features of several layers, an index that is out of range, or a strategy that keeps CLS.
+        InputError: a tower of an unknown build, features of several layers, an index that is out of range, or a
+            strategy that keeps CLS or drops a patch.
     """
 
     def __init__(
-        self, tower: InternVLVisionModel, feature_layer: int | list[int] = -1, select_strategy: str = "default"
+        self, tower: PreTrainedModel, feature_layer: int | list[int] = -1, select_strategy: str | None = None
     ) -> None:
         super().__init__()
         config = tower.config
-        if select_strategy != "default":
-            raise InputError(
-                f"vision_feature_select_strategy '{select_strategy}' keeps the CLS token, which has no place in a "
-                "grid; only 'default' is supported"
-            )
-        layers = len(tower.encoder.layer)
+        self.kind = kind = tower_kind(config)
+        if select_strategy not in (None, kind.select_strategy):
+            fault = "keeps the CLS token, which has no place in a grid" if kind.extra_tokens else "drops a patch"
+            wanted = f"only '{kind.select_strategy}' is supported"
+            raise InputError(f"vision_feature_select_strategy '{select_strategy}' {fault}; {wanted}")
+        layers = len(kind.layers(tower))
         if not isinstance(feature_layer, int) or not -layers - 1 <= feature_layer <= layers:
             raise InputError(f"vision_feature_layer {feature_layer}: give one index from {-layers - 1} to {layers}")
-        if config.patch_size[0] != config.patch_size[1]:
-            raise InputError(f"patches of {tuple(config.patch_size)} pixels: only square patches are supported")
         self.tower = tower
         self.feature_layer = feature_layer
         self.name = "teacher"
         self.group_size = 1
         self.feature_dim = config.hidden_size
-        self.patch_size = config.patch_size[0]
-        height, width = config.image_size
-        self.native_grid = patch_grid(height, width, self.patch_size)
+        self.patch_size = kind.patch_size(config)
+        self.allow_remainder = kind.allow_remainder
+        self.native_grid = kind.native_grid(config)
         self._final = feature_layer == -1
         self._blocks = feature_layer if feature_layer >= 0 else layers + 1 + feature_layer
 
     def grid(self, height: int, width: int) -> tuple[int, int, int]:
-        """(1, height / patch, width / patch). Raises InputError for sizes that are not multiples of the patch."""
-        return 1, *patch_grid(height, width, self.patch_size)
+        """(1, height / patch, width / patch). Raises InputError for sizes that the tower cannot read."""
+        return 1, *patch_grid(height, width, self.patch_size, allow_remainder=self.allow_remainder)
 
     def forward(
         self, pixels: Float[Tensor, "g 1 3 H W"], num_frames: int | None = None, seconds: np.ndarray | None = None
@@ -83,32 +84,27 @@ class TeacherEncoder(VideoEncoder):
         """Patch features of independent frames, in the tower's dtype."""
         hidden = self.embed(pixels)
         for block in self.blocks:
-            hidden = block(hidden)
+            hidden = self.kind.run(block, hidden)
         return self.patches(hidden, self.grid(*pixels.shape[-2:])[1:])
 
     @property
     def blocks(self) -> list[Any]:
-        """The transformer blocks (``InternVLVisionLayer``) that are run, in order."""
-        return list(self.tower.encoder.layer[: self._blocks])
+        """The transformer blocks that are run, in order."""
+        return self.kind.layers(self.tower)[: self._blocks]
 
     def embed(self, pixels: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n tokens d"]:
-        """Step 1: what the first block reads, CLS first; InputError for a size that is not a multiple of the patch."""
+        """Step 1: what the first block reads, CLS first; InputError for a size that the tower cannot read."""
         grid = self.grid(*pixels.shape[-2:])[1:]
-        embeddings = self.tower.embeddings
-        patches = embeddings.patch_embeddings.projection(pixels.to(self.tower.dtype))
-        cls = embeddings.cls_token.expand(pixels.shape[0], -1, -1)
-        hidden = torch.cat([cls, rearrange(patches, "n d h w -> n (h w) d")], dim=1)
-        if embeddings.position_embeddings is not None:
-            hidden = hidden + resample_positions(embeddings.position_embeddings, self.native_grid, grid)
-        return embeddings.dropout(hidden)
+        return self.kind.embed(self.tower, pixels.to(self.tower.dtype), self.native_grid, grid)
 
     def patches(self, hidden: Float[Tensor, "n tokens d"], grid: tuple[int, int]) -> Float[Tensor, "n h w d"]:
         """Step 3: what the last block wrote, as features on the `grid`."""
-        return rearrange(self.finish(hidden)[:, 1:], "n (h w) d -> n h w d", h=grid[0], w=grid[1])
+        cells = self.finish(hidden)[:, self.kind.extra_tokens :]
+        return rearrange(cells, "n (h w) d -> n h w d", h=grid[0], w=grid[1])
 
     def finish(self, hidden: Float[Tensor, "n tokens d"]) -> Float[Tensor, "n tokens d"]:
         """The tower's final norm, where it has one and its output is what is asked for."""
-        return self.tower.layernorm(hidden) if self._final else hidden
+        return self.kind.finish(self.tower, hidden) if self._final else hidden
 
     def settings(self) -> dict[str, Any]:
         """See `VideoEncoder.settings`: the tower's config and how far it is run."""
@@ -117,21 +113,8 @@ class TeacherEncoder(VideoEncoder):
 
     def flops(self, height: int, width: int, num_frames: int) -> int:
         """Floating-point operations for `num_frames` frames, two a multiply-add; matrix products only."""
-        rows, columns = patch_grid(height, width, self.patch_size)
+        _, rows, columns = self.grid(height, width)
         d, mlp = self.feature_dim, self.tower.config.intermediate_size
-        n = rows * columns + 1  # CLS
+        n = rows * columns + self.kind.extra_tokens
         block = 2 * n * d * (4 * d + 2 * n + 2 * mlp)
         return num_frames * (2 * rows * columns * 3 * self.patch_size**2 * d + self._blocks * block)
-
-
-def resample_positions(
-    positions: Float[Tensor, "1 n_native d"], native: tuple[int, int], grid: tuple[int, int]
-) -> Float[Tensor, "1 n_grid d"]:
-    """Learned positions (CLS first, then the `native` h x w grid) resampled bicubically to `grid`.
-
-    As ``InternVLVisionEmbeddings.interpolate_pos_encoding`` does it, which however takes both grids for squares.
-    """
-    if not is_exporting() and native == grid:
-        return positions
-    cells = resample_grid(positions[0, 1:].unflatten(0, native), grid).flatten(0, 1)
-    return torch.cat([positions[:, :1], cells[None]], dim=1)

@@ -114,6 +114,8 @@ def _load(name: str, encoder: str | None) -> tuple[VideoEncoder, PixelConfig]:
         if encoder is not None:
             raise InputError(f"{name} is a student itself; leave --encoder out")
         student = load_student(folder)
+        if student.allow_remainder:
+            raise InputError(f"{name}: a student with allow_remainder, whose frames leave a rest, cannot be exported")
         height, width = student.config.image_size
         return student.float(), PixelConfig(height=height, width=width)
     if encoder is None:
@@ -121,6 +123,10 @@ def _load(name: str, encoder: str | None) -> tuple[VideoEncoder, PixelConfig]:
     if encoder not in ENCODERS and not _is_student(Path(encoder).expanduser()):
         raise InputError(f"encoder '{encoder}' cannot be exported; use {', '.join(ENCODERS)} or a student's folder")
     values, _ = read_checkpoint_config(name, folder)
+    if values["model_type"] != "internvl":
+        raise InputError(
+            f"{name}: export --to onnx knows InternVL checkpoints only, and this is '{values['model_type']}'"
+        )
     tower = load_vision_tower(name, device="cpu", dtype="float32")
     source = EncoderSource(
         vision_tower=tower.tower,

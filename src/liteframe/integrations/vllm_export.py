@@ -34,6 +34,7 @@ from liteframe.encoders.student import LiteFrameEncoder
 from liteframe.errors import CheckpointError, InputError
 from liteframe.files import filling
 from liteframe.integrations.vllm_client import VIDEO_FOLDER
+from liteframe.language.families import only_internvl
 from liteframe.language.loading import quiet
 from liteframe.language.places import first_line
 from liteframe.pipeline import VideoLLM
@@ -84,6 +85,7 @@ def export_vllm(
     """
     torch_dtype = choose_dtype(torch.device("cpu"), dtype)
     llm = VideoLLM.from_pretrained(name, encoder=encoder, device="cpu", dtype=_name(torch_dtype))
+    only_internvl(llm.checkpoint.model.config, "export --to vllm")
     if llm.language.pruning is not None:
         raise InputError(
             f"encoder '{llm.encoder.name}' drops tokens inside the language model, which vLLM would not do"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import InternVLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from liteframe.errors import CheckpointError, ConfigError
 from liteframe.packed import unpack
@@ -32,7 +32,7 @@ _SAMPLE_BYTES = 1 << 20
 
 
 def attach_lora(
-    model: InternVLForConditionalGeneration,
+    model: PreTrainedModel,
     *,
     rank: int,
     alpha: int,
@@ -86,7 +86,7 @@ def save_adapter(model: PeftModel, folder: Path, base: str, settings: dict[str, 
     (folder / "liteframe.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def load_adapter(model: InternVLForConditionalGeneration, name: str, folder: Path) -> InternVLForConditionalGeneration:
+def load_adapter(model: PreTrainedModel, name: str, folder: Path) -> PreTrainedModel:
     """The model with the adapter in `folder` merged into its weights.
 
     Raises:

@@ -1,7 +1,7 @@
 """Checkpoints in and out: the miniature, a local folder, or a hub id; one clear line when one cannot be used.
 
-A checkpoint is what ``InternVLForConditionalGeneration.save_pretrained`` and its tokenizer write, in safetensors, with
-an optional ``liteframe.json`` beside them. No code from a checkpoint is ever run.
+A checkpoint is what ``save_pretrained`` of a Video LLM and its tokenizer write, in safetensors, with an optional
+``liteframe.json`` beside them; `liteframe.language.families` has the architectures. No code of one is ever run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer, InternVLForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from liteframe.config import Config
@@ -27,11 +27,13 @@ from liteframe.encoders.interface import STUDENT_FOLDER, PixelConfig
 from liteframe.errors import CheckpointError, ConfigError
 from liteframe.files import filling
 from liteframe.language.adapter import ADAPTER_CONFIG, load_adapter, weights_digest
+from liteframe.language.families import FAMILIES, Family, family_of
 from liteframe.language.places import find_checkpoint, first_line
-from liteframe.language.prompt import PromptBuilder, PromptConfig
+from liteframe.language.prompt import PromptConfig
 from liteframe.runtime import choose_device, choose_dtype
 
 SETTINGS_FILE = "liteframe.json"
+_TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -41,7 +43,7 @@ class CheckpointSettings(Config):
     format_version: Literal[1] = 1
     """Version of this file's layout."""
     prompt: PromptConfig = PromptConfig()
-    """How the video is written into the prompt."""
+    """How the video is written into the prompt; left out, as the model's family does it."""
     pixels: PixelConfig | None = None
     """Frame size and normalisation; None takes them from the checkpoint's own processor files."""
     encoder: str = "teacher"
@@ -67,7 +69,7 @@ class Checkpoint:
         is_adapted: an adapter is merged into it.
     """
 
-    model: InternVLForConditionalGeneration
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     prompt: PromptConfig
     pixels: PixelConfig
@@ -75,6 +77,11 @@ class Checkpoint:
     encoder: str = "teacher"
     folder: Path | None = None
     is_adapted: bool = False
+
+    @property
+    def family(self) -> Family:
+        """Of the model."""
+        return family_of(self.model.config)
 
 
 def load_checkpoint(
@@ -105,12 +112,13 @@ def load_checkpoint(
     values, pixels = read_checkpoint_config(name, folder)
     if not video_side and values.get("text_config", {}).get("num_hidden_layers") == 0:
         raise CheckpointError(name, "is the video side of an export: its language model is served by vLLM, ask that")
-    settings = _read_settings(name, folder)
-    tokenizer = _load_tokenizer(name, folder)
+    family = known_family(name, values)
+    settings = _read_settings(name, folder, family)
+    tokenizer = _load_tokenizer(name, folder, family)
     check_weight_files(name, folder)
-    model = _load_model(name, folder, torch_dtype).eval()
+    model = _load_model(name, folder, torch_dtype, family).eval()
     try:
-        PromptBuilder(tokenizer, settings.prompt, model.config.image_token_id)
+        family.prompts(tokenizer, settings.prompt, model.config)
     except ConfigError as error:
         raise CheckpointError(name, str(error)) from None
     return Checkpoint(
@@ -213,36 +221,45 @@ def read_checkpoint_config(name: str, folder: Path) -> tuple[dict[str, Any], Pix
         CheckpointError: there is none, or it is of another architecture.
     """
     config = _read_json(name, folder / "config.json", missing="has no config.json; give the folder of a checkpoint")
-    _check_architecture(name, config)
-    return config, _read_settings(name, folder).pixels or _read_pixels(name, folder, config)
+    family = known_family(name, config)
+    return config, _read_settings(name, folder).pixels or _read_pixels(name, folder, config, family)
 
 
-def _check_architecture(name: str, config: dict[str, Any]) -> None:
+def known_family(name: str, config: dict[str, Any]) -> Family:
+    """The family of a checkpoint with this ``config.json``. Raises CheckpointError for one that cannot be loaded."""
     kind = config.get("model_type")
-    if kind == "internvl":
-        return
+    for family in FAMILIES:
+        if kind == family.model_type:
+            return family
     if kind == "internvl_chat":
         raise CheckpointError(name, "is in InternVL's own format; use the one converted for transformers ('...-hf')")
-    raise CheckpointError(name, f"is of architecture '{kind}'; only InternVL checkpoints ('internvl') can be loaded")
+    known = " and ".join(f"{family.title} ('{family.model_type}')" for family in FAMILIES)
+    raise CheckpointError(name, f"is of architecture '{kind}'; only checkpoints of {known} can be loaded")
 
 
-def _read_settings(name: str, folder: Path) -> CheckpointSettings:
+def _read_settings(name: str, folder: Path, family: Family | None = None) -> CheckpointSettings:
+    """What ``liteframe.json`` says; where it says nothing of the prompt, that is the family's."""
     path = folder / SETTINGS_FILE
+    usual = {} if family is None else {"prompt": family.prompt.model_dump()}
     if not path.exists():
-        return CheckpointSettings()
+        return CheckpointSettings.from_dict(usual, source=SETTINGS_FILE)
     try:
-        return CheckpointSettings.from_dict(_read_json(name, path, missing=""), source=SETTINGS_FILE)
+        return CheckpointSettings.from_dict({**usual, **_read_json(name, path, missing="")}, source=SETTINGS_FILE)
     except ConfigError as error:
         raise CheckpointError(name, str(error)) from None
 
 
-def _load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
+def _load_tokenizer(name: str, folder: Path, family: Family) -> PreTrainedTokenizerBase:
     if not any((folder / file).exists() for file in _TOKENIZER_FILES):
         raise CheckpointError(name, "has no tokenizer (tokenizer.json); save the tokenizer into the same folder")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise CheckpointError(name, f"its tokenizer cannot be loaded ({first_line(error)})") from None
+    older = folder / (family.template_file or "")
+    if family.template_file is not None and older.exists() and not (folder / _TEMPLATE_FILE).exists():
+        tokenizer.chat_template = _read_json(name, older, missing="").get("chat_template")
+    return tokenizer
 
 
 def check_weight_files(name: str, folder: Path) -> None:
@@ -266,10 +283,10 @@ def check_weight_files(name: str, folder: Path) -> None:
             raise CheckpointError(name, f"{file.name} is damaged ({first_line(error)}); copy it again") from None
 
 
-def _load_model(name: str, folder: Path, dtype: torch.dtype) -> InternVLForConditionalGeneration:
+def _load_model(name: str, folder: Path, dtype: torch.dtype, family: Family) -> PreTrainedModel:
     try:
         with quiet():
-            model, report = InternVLForConditionalGeneration.from_pretrained(
+            model, report = family.model_class.from_pretrained(
                 folder,
                 dtype=dtype,
                 use_safetensors=True,
@@ -287,16 +304,20 @@ def _load_model(name: str, folder: Path, dtype: torch.dtype) -> InternVLForCondi
     return model
 
 
-def _read_pixels(name: str, folder: Path, config: dict[str, Any]) -> PixelConfig:
-    """Frame size from the vision config, mean and std from the image processor; disagreement is said, not hidden.
+def _read_pixels(name: str, folder: Path, config: dict[str, Any], family: Family) -> PixelConfig:
+    """Frame size from the vision config, mean and std from a processor; disagreement is said, not hidden.
 
-    Image and video processor files of released checkpoints are known to differ; the image one is what was trained.
+    Image and video processor files of released checkpoints are known to differ; the family says which one counts.
     """
-    size = config.get("vision_config", {}).get("image_size", 448)
-    height, width = size if isinstance(size, list) else (size, size)
-    chosen = _parse_pixels(name, "config.json", height=height, width=width)
+    usual = family.pixels
+    try:
+        size = family.image_size(config)
+    except Exception as error:  # transformers raises many kinds; each means that the file is not one of its configs
+        raise CheckpointError(name, f"config.json cannot be used ({first_line(error)})") from None
+    height, width = (size, size) if isinstance(size, int) else size
+    chosen = _parse_pixels(name, "config.json", height=height, width=width, mean=usual.mean, std=usual.std)
     found = False
-    for source, values in _processor_files(name, folder):
+    for source, values in _processor_files(name, folder, family.processors):
         claimed = values.get("size") or {}
         stated = _parse_pixels(
             name,
@@ -312,7 +333,7 @@ def _read_pixels(name: str, folder: Path, config: dict[str, Any]) -> PixelConfig
             warnings.warn(
                 f"{name}: {source} says {stated.height} x {stated.width}, mean {stated.mean}, std {stated.std}; using "
                 f"{chosen.height} x {chosen.width}, mean {chosen.mean}, std {chosen.std} from the vision config and "
-                "the image processor",
+                f"the {family.processors[0]} processor",
                 stacklevel=4,
             )
     return chosen
@@ -325,14 +346,15 @@ def _parse_pixels(name: str, source: str, **values: Any) -> PixelConfig:
         raise CheckpointError(name, str(error)) from None
 
 
-def _processor_files(name: str, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The processor settings that a checkpoint holds, images before videos."""
+def _processor_files(name: str, folder: Path, kinds: tuple[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The processor settings that a checkpoint holds, of the `kinds` in this order."""
+    files = {"image": "preprocessor_config.json", "video": "video_preprocessor_config.json"}
     nested: dict[str, Any] = {}
     if (folder / "processor_config.json").exists():
         nested = _read_json(name, folder / "processor_config.json", missing="")
-    for kind, file in (("image", "preprocessor_config.json"), ("video", "video_preprocessor_config.json")):
-        if (folder / file).exists():
-            yield file, _read_json(name, folder / file, missing="")
+    for kind in kinds:
+        if (folder / files[kind]).exists():
+            yield files[kind], _read_json(name, folder / files[kind], missing="")
         if isinstance(nested.get(f"{kind}_processor"), dict):
             yield f"processor_config.json ({kind})", nested[f"{kind}_processor"]
 

@@ -156,12 +156,23 @@ class PromptBuilder:
         tokenizer: the checkpoint's; must have a chat template.
         config: the form of the slots.
         image_token_id: the id of the visual placeholder, from the checkpoint's config (ids differ between checkpoints).
+        tokens_behind: visual tokens behind those of the last slot, where there is one.
+        in_parts: the chat template takes a message as a list of parts, the video one of them, and writes for that the
+            placeholder, in whose place the slots are put; else a message is plain text that holds them.
 
     Raises:
         ConfigError: the tokenizer has no chat template, or lacks a marker that the slot format uses.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptConfig, image_token_id: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PromptConfig,
+        image_token_id: int,
+        *,
+        tokens_behind: int = 0,
+        in_parts: bool = False,
+    ) -> None:
         if not tokenizer.chat_template:
             raise ConfigError("the tokenizer has no chat template (chat_template.jinja); a checkpoint for chat has one")
         if not 0 <= image_token_id < len(tokenizer):
@@ -169,6 +180,8 @@ class PromptBuilder:
         self.tokenizer = tokenizer
         self.config = config
         self.image_token_id = image_token_id
+        self.tokens_behind = tokens_behind
+        self.in_parts = in_parts
         self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
         self._open = str(getattr(tokenizer, "start_image_token", None) or "<img>")
         self._close = str(getattr(tokenizer, "end_image_token", None) or "</img>")
@@ -200,6 +213,8 @@ class PromptBuilder:
                     tokens=self.image_token * tokens_per_slot,
                 )
             )
+            if index + 1 == len(slots):
+                written[-1] += self.image_token * self.tokens_behind
             if slots.notes and slots.notes[index]:
                 ends_line = self.config.separator.startswith("\n") or index + 1 == len(slots)
                 written[-1] += f"\n{slots.notes[index]}" + ("" if ends_line else "\n")
@@ -226,15 +241,13 @@ class PromptBuilder:
             self._check_words(system, "the system message")
         visual = self.visual_text(slots, tokens_per_slot)
         shown = visual + self.config.ending if len(slots) else ""
-        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages = [("system", system)] if system is not None else []
         for asked, answered in dialogue.earlier:
-            messages.append({"role": "user", "content": shown + asked})
-            messages.append({"role": "assistant", "content": answered})
-            shown = ""  # with the first
-        messages.append({"role": "user", "content": shown + dialogue.question})
-        text = self._render(messages, True)
+            messages += [("user", asked), ("assistant", answered)]
+        text = self._render([*messages, ("user", dialogue.question)], True, shown)
         if visual not in text or dialogue.question.strip() not in text:
-            raise ConfigError("the chat template does not write out a message that is plain text; use another template")
+            form = "in parts" if self.in_parts else "plain text"
+            raise ConfigError(f"the chat template does not write out a message that is {form}; use another template")
         return text
 
     def build(self, question: str | Dialogue, slots: Slots, tokens_per_slot: int) -> Prompt:
@@ -242,7 +255,7 @@ class PromptBuilder:
         text = self.text(question, slots, tokens_per_slot)
         ids = self.encode(text)
         visual = self.mask(ids)
-        expected = len(slots) * tokens_per_slot
+        expected = len(slots) * tokens_per_slot + (self.tokens_behind if len(slots) else 0)
         if int(visual.sum()) != expected:
             raise ConfigError(
                 f"the prompt holds {int(visual.sum())} visual positions, not {expected}: check slot_format"
@@ -266,25 +279,43 @@ class PromptBuilder:
             ConfigError: a template that does not write the messages out one behind the other.
         """
         system = self.config.system if system is None else system
-        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages = [("system", system)] if system is not None else []
         visual = self.visual_text(slots, tokens_per_slot) + self.config.ending if len(slots) else ""
         pieces: list[tuple[str, bool]] = []
         written = ""
         for number, (question, answer) in enumerate(turns):
             self._check_words(question, "the question")
             self._check_words(answer, "the answer")
-            messages.append({"role": "user", "content": question if number else visual + question})
-            prompt = self._render(messages, True) if number else self.text(question, slots, tokens_per_slot, system)
-            messages.append({"role": "assistant", "content": answer})
+            messages.append(("user", question))
+            if number:
+                prompt = self._render(messages, True, visual)
+            else:
+                prompt = self.text(question, slots, tokens_per_slot, system)
+            messages.append(("assistant", answer))
             pieces += [(_behind(prompt, written), False), (answer, True)]
-            behind = _behind(self._render(messages, False), prompt + answer)
+            behind = _behind(self._render(messages, False, visual), prompt + answer)
             end = next((token for token in sorted(self._special) if token and behind.startswith(token)), "")
             pieces += [(end, True)] if end else []
             written = prompt + answer + end
         return pieces
 
-    def _render(self, messages: list[dict[str, str]], is_asking: bool) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_asking))
+    def _render(self, messages: list[tuple[str, str]], is_asking: bool, shown: str) -> str:
+        """The template's text of messages (role, words), with the video `shown` in the user's first."""
+        first = next(place for place, (role, _) in enumerate(messages) if role == "user")
+        chat: list[dict[str, Any]] = [{"role": role, "content": words} for role, words in messages]
+        if self.in_parts:
+            for message in chat:
+                message["content"] = [{"type": "text", "text": message["content"]}]
+            if shown:
+                chat[first]["content"].insert(0, {"type": "video"})
+        else:
+            chat[first]["content"] = shown + chat[first]["content"]
+        text = str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=is_asking))
+        if not self.in_parts or not shown:
+            return text
+        if text.count(self.image_token) != 1:
+            raise ConfigError(f"the chat template does not write {self.image_token} for a video; use another template")
+        return text.replace(self.image_token, shown)
 
     def encode(self, text: str) -> Int64[Tensor, " p"]:
         """The ids of `text`, nothing added."""

@@ -20,8 +20,7 @@ from transformers import TextStreamer
 from liteframe.errors import ContextError, InputError
 from liteframe.language.loading import Checkpoint
 from liteframe.language.prefix import SharedPrefix, before_last_chunk, cache_argument, empty_cache, prefill
-from liteframe.language.projector import project_grid, shuffled_tokens
-from liteframe.language.prompt import Dialogue, Prompt, PromptBuilder, Slots
+from liteframe.language.prompt import Dialogue, Prompt, Slots
 from liteframe.language.pruning import PrefillPruning
 from liteframe.packed import pack
 from liteframe.runtime import Stopwatch
@@ -107,9 +106,9 @@ class VideoLanguageModel:
         self.name = checkpoint.name
         self.model = pack(checkpoint.model)
         self.tokenizer = checkpoint.tokenizer
+        self.family = checkpoint.family
         config = checkpoint.model.config
-        self.prompts = PromptBuilder(checkpoint.tokenizer, checkpoint.prompt, config.image_token_id)
-        self.shuffle_factor = round(1 / config.downsample_ratio)
+        self.prompts = self.family.prompts(checkpoint.tokenizer, checkpoint.prompt, config)
         self.max_positions = int(config.text_config.max_position_embeddings)
         self.prefix = SharedPrefix() if reuse_prefix and pruning is None else None
         self.pruning = pruning
@@ -123,12 +122,11 @@ class VideoLanguageModel:
 
     def tokens_per_slot(self, grid: tuple[int, int, int]) -> int:
         """Language-model tokens that one group of an encoder with this (t, h, w) grid becomes."""
-        return shuffled_tokens(grid, self.shuffle_factor)
+        return self.family.tokens_per_slot(self.model.config, grid)
 
     def project(self, tokens: VideoTokens) -> Float[Tensor, "slots n d"]:
-        """Pixel shuffle and the checkpoint's projector, on an encoder's features; differentiable."""
-        features = tokens.features.to(self.device)
-        return project_grid(features, self.model.model.multi_modal_projector, self.shuffle_factor)
+        """The checkpoint's own way from an encoder's features to the language model (`Family.project`)."""
+        return self.family.project(self.model, tokens.features.to(self.device))
 
     def visual(self, tokens: VideoTokens) -> VisualTokens:
         """`project` without gradients, with what the prompt's labels need."""
@@ -186,7 +184,7 @@ class VideoLanguageModel:
         """The prompt's embeddings with the visual tokens at their positions; differentiable."""
         text = self.model.get_input_embeddings()(prompt.ids.to(self.device))
         places = prompt.visual.to(self.device)[:, None].expand_as(text)
-        return text.masked_scatter(places, visual.to(text.dtype))[None]
+        return text.masked_scatter(places, self.family.whole_video(self.model, visual).to(text.dtype))[None]
 
     def logits(self, visual: VisualTokens, question: str) -> Float[Tensor, "p vocabulary"]:
         """Next-token logits at every prompt position."""

@@ -10,16 +10,17 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import InternVLConfig, InternVLVisionModel
+from transformers import PreTrainedModel
 
 from liteframe.encoders.interface import PixelConfig
-from liteframe.errors import CheckpointError
-from liteframe.language.loading import check_weight_files, read_checkpoint_config
+from liteframe.encoders.towers import tower_kind
+from liteframe.errors import CheckpointError, InputError
+from liteframe.language.loading import check_weight_files, known_family, read_checkpoint_config
 from liteframe.language.places import find_checkpoint
 from liteframe.runtime import choose_device, choose_dtype
 
-# transformers has written the tower's weights under both in its time.
-_PREFIXES = ("model.vision_tower.", "vision_tower.")
+# transformers has written the tower's weights under all of them in its time.
+_PREFIXES = tuple(f"{outer}vision_tower.{inner}" for inner in ("vision_model.", "") for outer in ("model.", ""))
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class LoadedTower:
         digest: of the weights as stored: equal weights, equal digest, whatever the folder is called.
     """
 
-    tower: InternVLVisionModel
+    tower: PreTrainedModel
     feature_layer: int | list[int]
     select_strategy: str
     pixels: PixelConfig
@@ -54,10 +55,13 @@ def load_vision_tower(name_or_path: str | os.PathLike[str], device: str = "auto"
     folder = find_checkpoint(name)
     values, pixels = read_checkpoint_config(name, folder)
     check_weight_files(name, folder)
-    config = InternVLConfig.from_dict(values)
+    config = known_family(name, values).config_class.from_dict(values)
+    try:
+        kind = tower_kind(config.vision_config)
+    except InputError as error:
+        raise CheckpointError(name, str(error)) from None
     tensors = _tower_tensors(name, folder)
-    with torch.device("meta"):
-        tower = InternVLVisionModel(config.vision_config)
+    tower = kind.empty(config.vision_config)
     wanted = {key: tensor.shape for key, tensor in tower.state_dict().items()}
     if wanted != {key: tensor.shape for key, tensor in tensors.items()}:
         different = sorted(wanted.keys() ^ tensors.keys()) or [k for k in wanted if wanted[k] != tensors[k].shape]

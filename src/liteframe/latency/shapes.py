@@ -19,7 +19,7 @@ from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.errors import InputError
 from liteframe.language.loading import Checkpoint, load_checkpoint, read_checkpoint_config
 from liteframe.language.places import find_checkpoint
-from liteframe.language.prompt import Prompt, PromptBuilder, Slots
+from liteframe.language.prompt import Prompt, Slots
 
 QUESTION = "What was shown first?"
 CHAT_TOKENS = 48
@@ -147,7 +147,7 @@ def counted_prompt(slots: Slots, tokens_per_slot: int) -> Prompt:
 
 def _written_prompt(checkpoint: Checkpoint) -> PromptMaker:
     """The prompt as a checkpoint's own tokenizer and template write it."""
-    builder = PromptBuilder(checkpoint.tokenizer, checkpoint.prompt, checkpoint.model.config.image_token_id)
+    builder = checkpoint.family.prompts(checkpoint.tokenizer, checkpoint.prompt, checkpoint.model.config)
     return lambda slots, tokens: builder.build(QUESTION, slots, tokens)
 
 

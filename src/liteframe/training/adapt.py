@@ -234,14 +234,7 @@ def _model_dtype(recipe: AdaptRecipe) -> str:
 
 
 def _build_encoder(recipe: AdaptRecipe, checkpoint: Checkpoint) -> VideoEncoder:
-    model = checkpoint.model
-    source = EncoderSource(
-        vision_tower=model.model.vision_tower,
-        feature_layer=model.config.vision_feature_layer,
-        select_strategy=model.config.vision_feature_select_strategy,
-        folder=checkpoint.folder,
-    )
-    encoder = build_encoder(recipe.encoder, source)
+    encoder = build_encoder(recipe.encoder, EncoderSource.of(checkpoint.model, checkpoint.folder))
     if recipe.tune.encoder and recipe.encoder in ("teacher", "pooled", "average"):
         raise ConfigError(f"tune.encoder: '{recipe.encoder}' is the frozen teacher; train a LiteFrame student instead")
     return pack(encoder.requires_grad_(recipe.tune.encoder))

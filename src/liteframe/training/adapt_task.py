@@ -17,7 +17,6 @@ from liteframe.data.conversation_sampler import ConversationSampler, WatchedConv
 from liteframe.encoders.interface import PixelConfig, VideoEncoder, group_frames
 from liteframe.errors import InputError
 from liteframe.language.loading import Checkpoint
-from liteframe.language.projector import project_grid, shuffled_tokens
 from liteframe.language.prompt import PromptBuilder, Slots
 from liteframe.runtime import choose_dtype
 from liteframe.training.flops import AdaptFlops
@@ -191,6 +190,7 @@ class AdaptTask:
         self._held_out = held_out
         self._flops = AdaptFlops.of(checkpoint.model)
         self._checkpoint = checkpoint
+        self._placeholder = _prompts(checkpoint).image_token_id
         self._encoder = encoder
         self._is_encoder_trained = any(p.requires_grad for p in encoder.parameters())
         self._source = source
@@ -259,13 +259,10 @@ class AdaptTask:
     def _predict(self, batch: AdaptBatch) -> tuple[PackedTurns, Float[Tensor, "n v"], Int[Tensor, " n"]]:
         """The rows, and at each position with a target the logits and the target."""
         model = self._checkpoint.model
-        prompts_id, pad = model.config.image_token_id, int(self._checkpoint.tokenizer.pad_token_id or 0)
-        packed = pack_turns([lesson.turns for lesson in batch.lessons], prompts_id, pad).to(model.device)
-        factor = round(1 / model.config.downsample_ratio)
-        projector = model.model.multi_modal_projector
-        visual = torch.cat(
-            [project_grid(self._features(lesson), projector, factor).flatten(0, 1) for lesson in batch.lessons]
-        )
+        family, pad = self._checkpoint.family, int(self._checkpoint.tokenizer.pad_token_id or 0)
+        packed = pack_turns([lesson.turns for lesson in batch.lessons], self._placeholder, pad).to(model.device)
+        projected = [family.project(model, self._features(lesson)) for lesson in batch.lessons]
+        visual = torch.cat([family.whole_video(model, each) for each in projected])
         embeddings = splice(packed, model.get_input_embeddings(), visual)
         hidden = model.model.language_model(
             inputs_embeds=embeddings, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
@@ -303,7 +300,7 @@ class AdaptTask:
 
     def _flops_of(self, lesson: VideoLesson) -> int:
         """Of the lesson, and of the encoder where its tokens are not known yet."""
-        visual = lesson.turns.prefix.count(self._checkpoint.model.config.image_token_id)
+        visual = lesson.turns.prefix.count(self._placeholder)
         behind = self._flops.lesson(lesson.turns, visual)
         count_encoder = getattr(self._encoder, "flops", None)  # not every baseline has it
         if lesson.pixels is None or not callable(count_encoder):
@@ -334,9 +331,9 @@ def _normalized(frames: UInt8[Tensor, "t 3 H W"], pixels: PixelConfig, encoder: 
 
 
 def _prompts(checkpoint: Checkpoint) -> PromptBuilder:
-    return PromptBuilder(checkpoint.tokenizer, checkpoint.prompt, checkpoint.model.config.image_token_id)
+    return checkpoint.family.prompts(checkpoint.tokenizer, checkpoint.prompt, checkpoint.model.config)
 
 
 def _tokens_per_slot(checkpoint: Checkpoint, encoder: VideoEncoder) -> int:
     grid = encoder.grid(checkpoint.pixels.height, checkpoint.pixels.width)
-    return shuffled_tokens(grid, round(1 / checkpoint.model.config.downsample_ratio))
+    return checkpoint.family.tokens_per_slot(checkpoint.model.config, grid)

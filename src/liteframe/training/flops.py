@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import InternVLForConditionalGeneration
+from transformers import PreTrainedModel
 
+from liteframe.language.families import family_of
 from liteframe.language.text_size import TextSize
 from liteframe.training.packing import VideoTurns
 
@@ -29,7 +30,7 @@ class AdaptFlops:
         text: the language model's shape.
         language_passes: products that each of its matrices costs.
         adapter_weights: of all low-rank adapters in it.
-        projector_weights: of the projector's two matrices.
+        projector_weights: multiply-adds of the projector's matrices for a token.
         projector_passes: products that each of those costs.
     """
 
@@ -40,17 +41,16 @@ class AdaptFlops:
     projector_passes: int
 
     @classmethod
-    def of(cls, model: InternVLForConditionalGeneration) -> AdaptFlops:
+    def of(cls, model: PreTrainedModel) -> AdaptFlops:
         """Of a model whose parameters are trained or frozen already."""
         config, text = model.config, TextSize.of(model.config.text_config)
-        wide = config.vision_config.hidden_size * round(1 / config.downsample_ratio) ** 2
         language, projector = model.model.language_model, model.model.multi_modal_projector
         adapters = [p.numel() for name, p in language.named_parameters() if _ADAPTER in name]
         return cls(
             text,
             _TRAINED if _is_trained_whole(language) else _FROZEN,
             sum(adapters),
-            wide * text.width + text.width**2,
+            family_of(config).projector_products(config),
             _TRAINED if _is_trained_whole(projector) else _FROZEN if _is_trained(projector) else _FORWARD,
         )
 

@@ -11,6 +11,7 @@ from liteframe.config import Config
 from liteframe.encoders.inherit import inherit_from_image_vit, inherit_from_teacher
 from liteframe.encoders.loading import load_student
 from liteframe.encoders.student import LiteFrameConfig, LiteFrameEncoder
+from liteframe.encoders.towers import tower_kind
 from liteframe.errors import ConfigError
 from liteframe.language.vision_tower import LoadedTower
 
@@ -36,7 +37,11 @@ def build_student(config: StudentConfig, teacher: LoadedTower) -> LiteFrameEncod
         ConfigError: no such size or start, or one that does not fit the teacher.
     """
     size = teacher.pixels.height, teacher.pixels.width
-    settings = {"image_size": size, "feature_dim": teacher.tower.config.hidden_size, **config.changes}
+    build = tower_kind(teacher.tower.config)
+    settings: dict[str, Any] = {"image_size": size, "feature_dim": teacher.tower.config.hidden_size}
+    if build.allow_remainder:
+        settings |= {"patch_size": build.patch_size(teacher.tower.config), "allow_remainder": True}
+    settings |= config.changes
     student = LiteFrameEncoder(LiteFrameConfig.named(config.size, **settings))
     if student.feature_dim != teacher.tower.config.hidden_size:
         raise ConfigError(
@@ -47,7 +52,7 @@ def build_student(config: StudentConfig, teacher: LoadedTower) -> LiteFrameEncod
     if config.initialise in ("teacher-first", "teacher-spread"):
         inherit_from_teacher(student, teacher.tower, "first" if kind == "teacher-first" else "spread")
     elif kind == "image" and name:
-        inherit_from_image_vit(student, name, teacher.pixels.mean, teacher.pixels.std)
+        inherit_from_image_vit(student, name, student_pixels=(teacher.pixels.mean, teacher.pixels.std))
     elif kind == "student" and name:
         other = load_student(Path(name), student.feature_dim, student.patch_size)
         if {k: v.shape for k, v in other.state_dict().items()} != {k: v.shape for k, v in student.state_dict().items()}:
