@@ -17,7 +17,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 # For fewer rows reading the weights takes longest, and below this width packing and calling do.
 _ROWS, _WIDTH = 4, 32
-_PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_PRODUCT: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+Module = TypeVar("Module", bound=nn.Module)
 _PLAIN = (Tensor, nn.Parameter)
 _MEMORY_SHARE = 0.25
 
@@ -58,7 +59,7 @@ def linear(
     return _multiply(hidden, _kept(weight), bias)
 
 
-def pack(module: nn.Module) -> nn.Module:
+def pack(module: Module) -> Module:
     """Make the linear layers of `module` `PackedLinear`, in place, where that is faster on this machine.
 
     Their packed copies need as much memory as the weights, so a model of more than a quarter of the free memory stays
@@ -74,7 +75,7 @@ def pack(module: nn.Module) -> nn.Module:
     return module
 
 
-def unpack(module: nn.Module) -> nn.Module:
+def unpack(module: Module) -> Module:
     """Undo `pack`, in place, and forget the packed weights. Returns `module`."""
     for layer in _linears(module, PackedLinear):
         layer.__class__ = nn.Linear
