@@ -22,7 +22,7 @@ from liteframe.video.source import Source
 SEEK_COST_FRAMES = 8
 _MAX_THREADS = 4
 # The cores are decoding the next frames; waking them for a part of this one takes longer. PyAV 14 has no such choice.
-_SCALING = {"threads": 1} if "threads" in (VideoReformatter.reformat.__doc__ or "") else {}
+_SCALING: dict[str, Any] = {"threads": 1} if "threads" in (VideoReformatter.reformat.__doc__ or "") else {}
 
 
 class DamagedError(Exception):
