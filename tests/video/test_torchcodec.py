@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
+import av
 import numpy as np
 import pytest
 from clips import cut, needs_torchcodec, scramble, steady, with_matrix, write
@@ -92,6 +93,22 @@ def test_from_the_first_damage_on_pyav_reads(tmp_path):
     (text,) = _same(path)
     assert "torchcodec says" in text
     assert "/" not in text
+
+
+@needs_torchcodec
+def test_from_another_size_on_pyav_reads(tmp_path):
+    settings = {"codec": "mjpeg", "pixel_format": "yuvj420p", "ticks": 10}
+    parts = [write(tmp_path / f"{w}.avi", steady(20), size=(w, h), **settings) for w, h in ((64, 48), (96, 64))]
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as out, av.open(str(parts[0])) as one, av.open(str(parts[1])) as two:
+        stream = out.add_stream_from_template(one.streams.video[0])
+        packets = [packet for part in (one, two) for packet in part.demux(video=0) if packet.size]
+        for number, packet in enumerate(packets):
+            packet.stream, packet.pts, packet.dts = stream, number, number
+            out.mux(packet)
+    (text,) = _same(path)
+    assert "torchcodec says" in text
+    assert any("20 frames have another size" in text for text in _read(path, "torchcodec")[1])
 
 
 @needs_torchcodec

@@ -146,7 +146,7 @@ def _read(
     if times is not None:
         ways.insert(0, partial(_side_by_side, source, times, sizes, warn, on_packet))
     if device is not None and not source.pictures:
-        ways.insert(0, partial(_by_torchcodec, source, sampling, times, device, warn, on_packet))
+        ways.insert(0, partial(_by_torchcodec, source, sampling, times, device, sizes, warn, on_packet))
     given = -1.0
     for way in ways:
         item: _Picture | None = None
@@ -165,6 +165,7 @@ def _by_torchcodec(
     sampling: Sampling,
     times: Float[np.ndarray, " t"] | None,
     device: str,
+    sizes: Sizes,
     warn: Callable[[str], None],
     on_packet: Callable[[], None] | None,
     given: float,
@@ -172,7 +173,9 @@ def _by_torchcodec(
     why = why_not(source)
     try:
         if why is None:
-            yield from _wanted(TorchcodecReader(source, device, num_threads(), on_packet), sampling, times, given)
+            for item in _wanted(TorchcodecReader(source, device, num_threads(), on_packet), sampling, times, given):
+                sizes.note((source.geometry.width, source.geometry.height))  # it has given up before another
+                yield item
             return
     except CannotDecodeError as error:
         why = str(error)
