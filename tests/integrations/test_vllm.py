@@ -159,8 +159,8 @@ def test_the_plain_checkpoint_gives_the_same_logits(exported, clip, encoder):
         embeddings = language.splice(video.visual.embeddings, language.prompt(video.visual, QUESTION))
         expected = language.logits(video.visual, QUESTION)
         logits = plain(inputs_embeds=embeddings).logits[0]
-        # Float32, the same operations in the same order.
-        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+        # Float32; our linear layers may round otherwise (`liteframe.packed`).
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
         assert expected.std() > 0.1
         sent = VllmClient(exported[encoder], device="cpu", dtype="float32")
         torch.testing.assert_close(sent.prompt_embeds(sent.watch(clip, num_frames=8), QUESTION), embeddings[0])

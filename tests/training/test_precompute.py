@@ -23,6 +23,7 @@ from liteframe.encoders.pooling import PooledEncoder
 from liteframe.encoders.teacher import TeacherEncoder
 from liteframe.errors import DataError, InputError
 from liteframe.language.vision_tower import load_vision_tower
+from liteframe.packed import pack
 from liteframe.training import distill as distill_module
 from liteframe.training.distill import DistillRecipe, distill
 from liteframe.training.precompute import PrecomputeJob, ShardWorker, precompute
@@ -93,7 +94,8 @@ def test_every_clip_of_the_run_has_the_teachers_features_once(corpus, made):
 
     recipe = DistillRecipe.from_toml(corpus)
     tower = load_vision_tower("mini", "cpu")
-    pooled = PooledEncoder(TeacherEncoder(tower.tower, tower.feature_layer, tower.select_strategy))
+    # Packed, for the same rounding.
+    pooled = PooledEncoder(TeacherEncoder(pack(tower.tower), tower.feature_layer, tower.select_strategy))
     entries = load_manifest(corpus.parent / "videos.jsonl")
     config = recipe.data.videos.model_copy(update={"size": (tower.pixels.height, tower.pixels.width)})
     account = SkippedVideos(len(entries), BadVideoPolicy(max_bad_share=0.5))
