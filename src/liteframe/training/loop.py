@@ -280,6 +280,8 @@ class _Run:
             yield
         except LostProcessError as error:
             note_event(self._output, "lost process", ranks=error.ranks, told_by=self.processes.rank, message=str(error))
+            # Now: the launcher, which sees it too, ends this process, and perhaps before its last words.
+            print(error, file=sys.stderr, flush=True)
             raise
 
     def save(self, step: int) -> Path:
