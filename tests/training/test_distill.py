@@ -129,6 +129,15 @@ def test_a_run_with_a_cache_that_was_interrupted_ends_like_an_unbroken_one(
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_cached_targets_serve_a_run_in_bfloat16(finished: Path, tmp_path: Path) -> None:
+    record = distill(
+        recipe(tmp_path, tmp_path / "run", f'cache = "{tmp_path.as_posix()}/cache"'), ["precision=bfloat16"]
+    )
+    exact = json.loads((finished / "training.json").read_text())["curve"]
+    for point, other in zip(record["curve"], exact, strict=True):
+        assert point["variance"] == pytest.approx(other["variance"], abs=0.03)
+
+
 def test_a_finished_student_answers_and_is_not_trained_again(
     finished: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

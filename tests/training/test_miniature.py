@@ -261,6 +261,35 @@ def test_interrupted_run_ends_like_an_unbroken_one(
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
+def test_a_stage_can_be_added_to_finished_weights(finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "more"
+    start = [f"start.model={finished.as_posix()}", "start.stage=full"]
+    record = pretrain(finished.parent / "recipe.toml", [f"output={output.as_posix()}", *start])
+    assert list(record["stages"]) == ["language-full"]
+    assert record["start"] == json.loads((finished / "training.json").read_text())
+    before, after = weights(finished), weights(output)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    # A student of the tower is one of the new folder's tower, too: that is the same to the last bit.
+    assert changed and not [name for name in changed if "vision_tower" in name]
+    assert before.keys() == after.keys() and all((before[name] - after[name]).abs().max() < 0.01 for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("model", "stage", "word"),
+    [
+        ("run", "fool", "start.stage 'fool': no such language stage"),
+        ("run", "first", "start.stage 'first': is narrower or has fewer blocks"),
+        ("mini", "full", "start.model mini: its vision_config has hidden_size 192, the recipe's last stage 64"),
+    ],
+)
+def test_a_start_that_does_not_fit_the_recipe_is_refused(finished: Path, model: str, stage: str, word: str) -> None:
+    start = f"start.model={'mini' if model == 'mini' else finished.as_posix()}", f"start.stage={stage}"
+    output = finished.parent / "refused"
+    with pytest.raises(ConfigError, match=word):
+        pretrain(finished.parent / "recipe.toml", [f"output={output.as_posix()}", *start])
+    assert not output.exists()
+
+
 @pytest.mark.parametrize(("override", "word"), [("visoin.steps=3", "visoin"), ("vision.stpes=3", "stpes")])
 def test_unknown_key_is_refused(tmp_path: Path, override: str, word: str) -> None:
     with pytest.raises(ConfigError, match=word):

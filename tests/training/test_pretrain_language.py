@@ -259,6 +259,30 @@ def test_compositions_show_what_their_needles_say() -> None:
         assert len(make_turns(rng, clip.needles, 6, 0.3, 0.5)) >= 1
 
 
+def test_twins_share_their_colour() -> None:
+    alike = Counter()
+    for seed in range(200):
+        needles = plan_needles(np.random.default_rng(seed), BANK_CLIP, training=True)
+        for share in (0.0, 1.0):
+            clip = compose(np.random.default_rng(seed), needles, 32, 5, share)
+            colours = Counter(needle.colour for needle in clip.needles)
+            alike[share] += max(colours.values(), default=0) > 1
+            if share and len(clip.needles) > 1:
+                # Ten needles in eight colours: there are always two alike.
+                assert max(colours.values()) > 1
+            if share and len(clip.needles) == 5:
+                alike["last"] += clip.needles[-1].colour == colours.most_common(1)[0][0]
+                alike["long"] += 1
+    assert alike[0.0] < 0.8 * alike[1.0]
+    assert 0.2 * alike["long"] < alike["last"] < 0.9 * alike["long"]  # anywhere in the clip, not in a fixed place
+
+
+def test_questions_go_round_the_tasks_that_are_asked_for() -> None:
+    needles = bank_clip_needles(0, 0)[:5]
+    turns = make_turns(np.random.default_rng(0), needles, 12, 0.0, 0.0, tasks=["counting"])
+    assert len(turns) == 12 and all(turn.prompt.startswith("How many") for turn in turns)
+
+
 def test_a_spelled_answer_is_the_option_and_then_its_letter() -> None:
     needles = bank_clip_needles(0, 0)[:4]
     turns = make_turns(np.random.default_rng(1), needles, 40, 1.0, 0.0, spelled_share=0.5)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
+import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from liteframe.data.haystacks import ProceduralHaystack, pooled_canvas
 from liteframe.data.needle_art import COLOURS, NAMES
 from liteframe.data.needles import NeedleConfig, encode_video, needle_box, paint_needle, random_needle
 from liteframe.data.questions import Needle
+from liteframe.video.reader import SCALING
 from liteframe.video.transform import resize
 
 NOTHING = 0
@@ -67,14 +70,17 @@ def cell_labels(
 
 def through_codec(pictures: list[np.ndarray], crf: int) -> list[np.ndarray]:
     """The pictures after H.264 encoding and decoding, so that a model learns to see through its artefacts."""
-    import av
-
     height, width = pictures[0].shape[:2]
     buffer = io.BytesIO()
     encode_video(buffer, iter(pictures), height, width, fps=10.0, crf=crf)
     buffer.seek(0)
+    # One for all frames: setting up the conversion takes longer than one small picture.
+    to_rgb = VideoReformatter()
     with av.open(buffer, "r") as container:
-        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        container.streams.video[0].thread_count = 1
+        decoded = [
+            to_rgb.reformat(frame, format="rgb24", **SCALING).to_ndarray() for frame in container.decode(video=0)
+        ]
     if len(decoded) != len(pictures):
         raise RuntimeError(f"the codec returned {len(decoded)} frames of {len(pictures)}")
     return decoded

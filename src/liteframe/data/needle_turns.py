@@ -63,15 +63,27 @@ class Composition:
     needles: tuple[Needle, ...]
 
 
-def compose(rng: np.random.Generator, needles: Sequence[Needle], num_frames: int, most_needles: int) -> Composition:
-    """A random clip of `num_frames` from one bank clip's needles and background frames."""
+def compose(
+    rng: np.random.Generator, needles: Sequence[Needle], num_frames: int, most_needles: int, twin_share: float = 0.0
+) -> Composition:
+    """A random clip of `num_frames` from one bank clip's needles and background frames.
+
+    In a `twin_share` of the clips all needles of one colour are among the chosen, as far as there is room: then the
+    colour alone does not tell which is meant.
+    """
     in_needle = np.zeros(BANK_CLIP.frames, bool)
     for needle in needles:
         in_needle[needle.first_frame : needle.first_frame + needle.num_frames] = True
     background = np.flatnonzero(~in_needle)
     count = int(rng.integers(0 if rng.random() < 0.15 else 1, min(most_needles, len(needles)) + 1))
     gap = int(rng.random() < 0.8)
-    chosen = [needles[int(i)] for i in rng.permutation(len(needles))[:count]]
+    order = [needles[int(i)] for i in rng.permutation(len(needles))]
+    if twin_share and rng.random() < twin_share:
+        colours = [needle.colour for needle in order]
+        colour = max(colours, key=lambda each: (colours.count(each) > 1, rng.random()))
+        order.sort(key=lambda needle: needle.colour != colour)
+        order[:count] = [order[int(i)] for i in rng.permutation(count)]
+    chosen = order[:count]
     shown = [int(rng.integers(1, needle.num_frames + 1)) for needle in chosen]
     while chosen and sum(shown) + gap * (len(chosen) - 1) > num_frames:
         chosen.pop()
@@ -112,8 +124,9 @@ def make_turns(
     list_share: float,
     spelled_share: float = 0.0,
     drill_share: float = 0.0,
+    tasks: Sequence[str] = TASKS,
 ) -> list[Lesson]:
-    """At most `count` different questions about one clip, going round the tasks.
+    """At most `count` different questions about one clip, going round the tasks; one that comes twice is asked twice.
 
     A multiple-choice answer is the letter; of a `spelled_share` of them it is the option and then its letter, which
     teaches finding the answer and finding its letter one after the other. A `drill_share` of the questions is asked
@@ -122,12 +135,12 @@ def make_turns(
     turns: dict[str, tuple[str, tuple[bool, ...]]] = {}
     if rng.random() < list_share:
         turns[LIST_QUESTION] = (", ".join(needle.what for needle in needles) or "nothing", ())
-    start = int(rng.integers(len(TASKS)))
+    start = int(rng.integers(len(tasks)))
     for attempt in range(3 * count):
         if len(turns) >= count:
             break
         choice = bool(rng.random() < multiple_choice_share)
-        question = make_question(needles, TASKS[(start + attempt) % len(TASKS)], rng, choice)
+        question = make_question(needles, tasks[(start + attempt) % len(tasks)], rng, choice)
         if question is None:
             continue
         if question.options:

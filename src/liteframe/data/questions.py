@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
 from liteframe.data.needle_art import COLOURS, DIGITS, NAMES, SHAPES
 
-TASKS = ("retrieval", "ordering", "counting")
+TaskName = Literal["retrieval", "ordering", "counting"]
+TASKS: tuple[TaskName, ...] = get_args(TaskName)
 LETTERS = "ABCDEFGHIJ"
 
 MULTIPLE_CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."

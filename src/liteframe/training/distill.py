@@ -259,7 +259,8 @@ class DistillTask:
             stored = [self._cache.put(c.key, {"target": part.cpu()}, c.source)["target"] for c, part in parts]
         else:
             stored = [target for target in batch.targets if target is not None]
-        return torch.cat(stored).to(groups.device).float()
+        # Each on its own: under autocast a CPU joins no float16 tensors.
+        return torch.cat([target.to(groups.device, torch.float32) for target in stored])
 
 
 def distill(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -11,10 +11,13 @@ from typing import Any
 import pydantic
 import torch
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
 from liteframe.config import Config
 from liteframe.encoders.interface import PixelConfig
-from liteframe.language.loading import Checkpoint, save_checkpoint
+from liteframe.errors import ConfigError
+from liteframe.language.loading import Checkpoint, load_checkpoint, save_checkpoint
+from liteframe.language.places import find_checkpoint
 from liteframe.language.prompt import PromptBuilder, PromptConfig
 from liteframe.packed import pack
 from liteframe.runtime import machine_facts, seed_everything
@@ -24,8 +27,17 @@ from liteframe.training.loop import LoopConfig, Task, train
 from liteframe.training.miniature import MiniatureConfig, build_model, build_tokenizer
 from liteframe.training.narration import RECALL, VERDICT, Narrator
 from liteframe.training.pretrain_language import LanguageStageConfig, LanguageTask, build_bank, start_projector
-from liteframe.training.pretrain_vision import Tutor, TutorTask, VisionStageConfig, VisionTask
+from liteframe.training.pretrain_vision import CellReader, Tutor, TutorTask, VisionStageConfig, VisionTask
 from liteframe.training.record import command_line, curve, finished_record, move_into, write_record
+
+
+class StartConfig(Config):
+    """Weights to go on from, so that a stage can be tried, or added, without the hours before it."""
+
+    model: str
+    """A finished miniature of the recipe's shape: "mini" or a folder. Its tower is taken over as it is."""
+    stage: str
+    """The first of the recipe's language stages that is still to come."""
 
 
 class PretrainRecipe(Config):
@@ -39,6 +51,8 @@ class PretrainRecipe(Config):
     """Its shape."""
     bank_clips: int = 800
     """Clips of 48 frames whose features are kept for the language stages."""
+    start: StartConfig | None = None
+    """None: from nothing. Else from finished weights; narrators, which are no part of those, begin anew."""
     tutor: VisionStageConfig
     """Stage 0: a convolutional network that the tower imitates; it is not part of the model."""
     vision: VisionStageConfig
@@ -57,9 +71,18 @@ class PretrainRecipe(Config):
             ):
                 if new < old:
                     raise ValueError(f"stage '{after.name}': {name} {new} is fewer than the {old} of '{before.name}'")
+        if self.start and self.start.stage not in [stage.name for stage in stages]:
+            raise ValueError(f"start.stage '{self.start.stage}': no such language stage")
+        if self.start and self.shape(self.after_start()[0]) != self.shape(stages[-1]):
+            raise ValueError(f"start.stage '{self.start.stage}': is narrower or has fewer blocks than finished weights")
         if self.shape(stages[-1])[1] != self.model.text_width:
             raise ValueError(f"stage '{stages[-1].name}', the last, must have model.text_width {self.model.text_width}")
         return self
+
+    def after_start(self) -> tuple[LanguageStageConfig, ...]:
+        """The language stages to be run."""
+        names = [stage.name for stage in self.language]
+        return self.language[names.index(self.start.stage) if self.start else 0 :]
 
     def shape(self, stage: LanguageStageConfig) -> tuple[int, int]:
         """Blocks and width of the language model in a stage."""
@@ -89,24 +112,26 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
         return finished
     seed_everything(recipe.seed)
     pixels = PixelConfig(height=recipe.model.image_size, width=recipe.model.image_size)
-    tokenizer = build_tokenizer(recipe.model.vocabulary)
-    model = recipe.build(recipe.language[0], tokenizer)
+    stages: dict[str, Any] = {}
+    language = recipe.after_start()
+    reader: CellReader | None = None
+    if recipe.start is None:
+        tokenizer = build_tokenizer(recipe.model.vocabulary)
+        model = recipe.build(recipe.language[0], tokenizer)
+        reader = _train_tower(recipe, model.model.vision_tower, pixels, stages)
+    else:
+        tokenizer, model = _finished(recipe, recipe.start.model)
     prompts = PromptBuilder(tokenizer, PromptConfig.named("bare"), model.config.image_token_id)
-    stages = {}
-
     tower = model.model.vision_tower
-    tutor = Tutor(recipe.model.patch_grid, recipe.model.vision_width)
-    stages["tutor"] = _stage(TutorTask(tutor, recipe.tutor, pixels), recipe.tutor, output / "tutor", "0 tutor")
-    vision = VisionTask(tower, tutor, recipe.vision, pixels)
-    stages["vision"] = _stage(vision, recipe.vision, output / "vision", "1 vision")
     pack(tower.requires_grad_(False).eval())
     bank = build_bank(tower, recipe.bank_clips, recipe.seed, pixels, output / "bank.safetensors")
 
-    start_projector(model.model.multi_modal_projector, vision.module.reader, model.get_input_embeddings(), tokenizer)
-    width = recipe.shape(recipe.language[0])[1]
+    if reader is not None:
+        start_projector(model.model.multi_modal_projector, reader, model.get_input_embeddings(), tokenizer)
+    width = model.config.text_config.hidden_size
     narrator, recaller = Narrator(width), Narrator(width, RECALL)
     judge: Narrator | None = None
-    for number, stage in enumerate(recipe.language, start=2):
+    for number, stage in enumerate(language, start=2 + len(recipe.language) - len(language)):
         text = model.config.text_config
         if recipe.shape(stage) != (text.num_hidden_layers, text.hidden_size):
             small, model = model, recipe.build(stage, tokenizer)
@@ -127,8 +152,37 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
         "minutes": round(sum(stage["minutes"] for stage in stages.values()), 1),
         "stages": stages,
     }
+    if recipe.start is not None:
+        record["start"] = finished_record(find_checkpoint(recipe.start.model))
     _export(model, tokenizer, prompts.config, pixels, output, record)
     return record
+
+
+def _train_tower(
+    recipe: PretrainRecipe, tower: InternVLVisionModel, pixels: PixelConfig, stages: dict[str, Any]
+) -> CellReader:
+    """The first two stages, noted in `stages`; returns the reader that has learned what the tower's cells show."""
+    output = Path(recipe.output)
+    tutor = Tutor(recipe.model.patch_grid, recipe.model.vision_width)
+    stages["tutor"] = _stage(TutorTask(tutor, recipe.tutor, pixels), recipe.tutor, output / "tutor", "0 tutor")
+    vision = VisionTask(tower, tutor, recipe.vision, pixels)
+    stages["vision"] = _stage(vision, recipe.vision, output / "vision", "1 vision")
+    return vision.module.reader
+
+
+def _finished(recipe: PretrainRecipe, name: str) -> tuple[PreTrainedTokenizerFast, InternVLForConditionalGeneration]:
+    """A finished miniature's tokenizer and model, in float32; ConfigError if it has not the recipe's shape."""
+    found = load_checkpoint(name, "cpu", "float32")
+    expected = recipe.build(recipe.language[-1], found.tokenizer).config
+    for part in ("vision_config", "text_config"):
+        has, wants = (getattr(config, part, None) for config in (found.model.config, expected))
+        for size in ("hidden_size", "num_hidden_layers", "intermediate_size"):
+            if getattr(has, size, None) != getattr(wants, size):
+                raise ConfigError(
+                    f"start.model {name}: its {part} has {size} {getattr(has, size, None)}, the recipe's last stage "
+                    f"{getattr(wants, size)}; take weights of this recipe's shape"
+                )
+    return found.tokenizer, found.model
 
 
 def _stage(task: Task, config: LoopConfig, output: Path, label: str) -> dict[str, Any]:

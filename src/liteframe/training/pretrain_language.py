@@ -42,7 +42,7 @@ from liteframe.data.needle_turns import (
     make_turns,
     needle_cells,
 )
-from liteframe.data.questions import Needle
+from liteframe.data.questions import TASKS, Needle, TaskName
 from liteframe.encoders.interface import PixelConfig
 from liteframe.language.projector import pixel_shuffle
 from liteframe.language.prompt import PromptBuilder, Slots
@@ -76,8 +76,12 @@ class LanguageStageConfig(LoopConfig):
     None: no limit."""
     turns: int = pydantic.Field(8, ge=0)
     """Questions behind each video; without any, cards and lists, the narrator alone teaches."""
+    tasks: tuple[TaskName, ...] = pydantic.Field(TASKS, min_length=1)
+    """What the questions are about, in turn; a task that stands there twice is asked twice as often."""
     most_needles: int = pydantic.Field(6, ge=1)
     """Most needles in a clip."""
+    twin_share: float = 0.0
+    """Share of clips in which several needles have one colour, so that a thing's second word must be looked up."""
     multiple_choice_share: float = 0.35
     """Share of questions with options."""
     spelled_share: float = 0.0
@@ -250,7 +254,7 @@ class LanguageTask:
         videos, visual, stories, shown, lessons = [], [], [], [], []
         for _ in range(max(1, min(config.batch, config.visual_tokens // (num_frames * per_frame)))):
             clip = int(rng.integers(len(self._bank.needles)))
-            composition = compose(rng, self._bank.needles[clip], num_frames, config.most_needles)
+            composition = compose(rng, self._bank.needles[clip], num_frames, config.most_needles, config.twin_share)
             turns = make_turns(
                 rng,
                 composition.needles,
@@ -259,6 +263,7 @@ class LanguageTask:
                 config.list_share,
                 config.spelled_share,
                 config.drill_share,
+                config.tasks,
             )
             turns += [deck for deck in flash_cards(rng, composition.needles) if rng.random() < config.card_share]
             turns = self._within_limit(rng, turns)

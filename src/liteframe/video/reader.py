@@ -22,7 +22,7 @@ from liteframe.video.source import Source
 SEEK_COST_FRAMES = 8
 _MAX_THREADS = 4
 # The cores are decoding the next frames; waking them for a part of this one takes longer. PyAV 14 has no such choice.
-_SCALING: dict[str, Any] = {"threads": 1} if "threads" in (VideoReformatter.reformat.__doc__ or "") else {}
+SCALING: dict[str, Any] = {"threads": 1} if "threads" in (VideoReformatter.reformat.__doc__ or "") else {}
 
 
 class DamagedError(Exception):
@@ -71,7 +71,7 @@ class Reader:
         self._on_packet = on_packet
         self._is_one_of_several = is_one_of_several
         self._is_careful = False
-        self._reformat = partial(VideoReformatter().reformat, **_SCALING)
+        self._reformat = partial(VideoReformatter().reformat, **SCALING)
         self._latest = self._reached = -math.inf  # what is aimed at; the last frame met that is not after it
         self._open()
 
