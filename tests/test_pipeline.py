@@ -70,6 +70,24 @@ def test_groups_do_not_straddle_batches(clip, monkeypatch, num_frames):
     torch.testing.assert_close(model.watch(clip, num_frames=num_frames).visual.embeddings, whole, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("span", [(None, None), (0.2, 0.6)])
+def test_a_short_videos_frames_fill_groups_of_their_own(clip, monkeypatch, span):
+    """Against the frames read, repeated by hand and encoded at once; a teacher sees each of them once."""
+    model = make("liteframe")
+    monkeypatch.setattr(model, "batch_frames", 8)
+    start, end = span
+    frames = read_video(clip, start=start, end=end)
+    count = len(frames.pixels)
+    pixels = normalize(resize(frames.pixels, (56, 56)), model.checkpoint.pixels.mean, model.checkpoint.pixels.std)
+    expected = model.language.visual(model.encoder.encode(pixels.repeat_interleave(4, 0)))
+    encoded = model.watch(clip, num_frames=4 * count, start=start, end=end)
+    assert encoded.num_frames == 4 * count == 4 * len(set(encoded.seconds.tolist()))
+    np.testing.assert_array_equal(encoded.seconds, frames.seconds.repeat(4))
+    torch.testing.assert_close(encoded.visual.embeddings, expected.embeddings, atol=1e-4, rtol=0)
+    assert make().watch(clip, num_frames=4 * count, start=start, end=end).num_frames == count
+    assert model.watch(clip, num_frames=4 * count - 1, start=start, end=end).num_frames == 2 * count
+
+
 def test_memory_never_holds_the_whole_video(clip, model, monkeypatch):
     """No more full-size frames than one, no more small ones than a batch, whatever the length."""
     monkeypatch.setattr(model, "batch_frames", 4)

@@ -246,10 +246,12 @@ class VideoLLM:
             self.language.check_fits(question, found.visual.slots, self.tokens_per_slot, max_new_tokens)
         else:
             info = probe(path, isolate=self.isolate)
-            expected = self._expected_frames(info, sampling)
+            available = (info.num_frames or 0) * sampling.share(info.duration_seconds)
+            shows = sampling.shows_of_each(available, self.encoder.group_size)
+            expected = shows * self._expected_frames(info, sampling)
             slots = Slots(expected, self.encoder.group_size, _expected_seconds(info, sampling, expected))
             self.language.check_fits(question, slots, self.tokens_per_slot, max_new_tokens)
-            found = self._stream(path, sampling, expected, key, on_progress)
+            found = self._stream(path, sampling, shows, expected, key, on_progress)
         encoded = dataclasses.replace(found, wall_seconds=time.perf_counter() - begin)
         if key is not None:
             # The same object for the next question, which then finds the language model's part done as well.
@@ -257,13 +259,13 @@ class VideoLLM:
         return encoded
 
     def _expected_frames(self, info: VideoInfo, sampling: Sampling) -> int:
-        limits = [limit for limit in (sampling.num_frames, sampling.max_frames) if limit is not None]
-        if self.isolate and limits and (info.num_frames is None or info.duration_seconds is None):
-            return min(limits)  # to count them, this process would have to open the file
+        asked = sampling.num_asked
+        if self.isolate and asked and (info.num_frames is None or info.duration_seconds is None):
+            return asked  # to count them, this process would have to open the file
         return expected_frames(info, sampling)
 
     def _stream(
-        self, path: str, sampling: Sampling, expected: int, key: str | None, on_progress: Progress | None
+        self, path: str, sampling: Sampling, shows: int, expected: int, key: str | None, on_progress: Progress | None
     ) -> EncodedVideo:
         """Steps 3 to 6, step 3 in a thread of its own."""
         reading, watch = Stopwatch(), Stopwatch(self.language.device)
@@ -272,7 +274,9 @@ class VideoLLM:
         seconds: list[float] = []
         embeddings: list[torch.Tensor] = []
         features: list[torch.Tensor] = []
-        batches = prefetched(lambda: self._batches(path, sampling, reading, faults.append), name="liteframe-decode")
+        batches = prefetched(
+            lambda: self._batches(path, sampling, shows, reading, faults.append), name="liteframe-decode"
+        )
         with closing(batches):
             for times, pixels in batches:
                 with watch.stage("preprocess"):
@@ -296,9 +300,9 @@ class VideoLLM:
         return self._encoded(path, torch.cat(embeddings), times_seen, timings, key)
 
     def _batches(
-        self, path: str, sampling: Sampling, watch: Stopwatch, on_warning: Callable[[str], None]
+        self, path: str, sampling: Sampling, shows: int, watch: Stopwatch, on_warning: Callable[[str], None]
     ) -> Iterator[tuple[list[float], torch.Tensor]]:
-        """Whole groups of decoded frames at the model's size: (seconds, uint8 (t, 3, H, W)); only the last is short."""
+        """Whole groups of decoded frames, each `shows` times, at the model's size; only the last group is short."""
         size, device = (self.checkpoint.pixels.height, self.checkpoint.pixels.width), self.encoder.device
         # Its warnings are told by the caller: Python's filters and hooks for them belong to the thread that set them.
         frames = iter_frames(path, sampling, on_warning, isolate=self.isolate, backend=self.backend)
@@ -309,8 +313,8 @@ class VideoLLM:
                 item = next(frames, None)
             if item is not None:
                 with watch.stage("preprocess"):
-                    seconds.append(float(item[0]))
-                    pixels.append(resize(item[1][None], size, device))
+                    seconds += [float(item[0])] * shows
+                    pixels += [resize(item[1][None], size, device)] * shows
             if pixels and (item is None or len(pixels) == self.batch_frames):
                 yield seconds, torch.cat(pixels)
                 seconds, pixels = [], []

@@ -26,7 +26,7 @@ from liteframe.video.sample import Sampling
 DEFAULT_GIGABYTES = 20.0
 
 # Raised when decoding, resizing or encoding gives other values for the same file and weights.
-_ENCODING_VERSION = 2
+_ENCODING_VERSION = 3
 
 
 @dataclass(frozen=True, eq=False)

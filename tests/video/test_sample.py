@@ -69,3 +69,34 @@ def test_times_are_clamped_to_the_video():
     assert Sampling(fps=1.0, start=9.0).times(4.0).size == 0
     with pytest.raises(InputError):
         Sampling().times(4.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "available", "group", "shows"),
+    [
+        ({"num_frames": 256}, 32, 4, 4),  # a group each; more would show nothing new
+        ({"num_frames": 128}, 32, 4, 4),
+        ({"num_frames": 127}, 32, 4, 2),
+        ({"num_frames": 127}, 40, 4, 2),  # three would straddle groups
+        ({"num_frames": 64}, 32.5, 4, 1),
+        ({"num_frames": 32}, 32, 4, 1),
+        ({"num_frames": 8}, 32, 4, 1),
+        ({"num_frames": 64, "max_frames": 32}, 16, 4, 2),
+        ({"max_frames": 64}, 16, 4, 4),
+        ({"num_frames": 64}, 16, 1, 1),  # one frame at a time: nothing is compressed together
+        ({"num_frames": 64}, 16, 6, 3),
+        ({"num_frames": 64}, 0, 4, 1),  # not known
+        ({"fps": 4.0}, 2, 4, 1),
+        ({}, 2, 4, 1),
+    ],
+)
+def test_frames_fill_groups_of_their_own_where_a_video_is_short(asked, available, group, shows):
+    assert Sampling(**asked).shows_of_each(available, group) == shows
+
+
+def test_share_of_the_span():
+    assert Sampling(num_frames=1).share(10.0) == 1.0
+    assert Sampling(num_frames=1, start=4.0, end=6.5).share(10.0) == 0.25
+    assert Sampling(num_frames=1, start=9.0, end=20.0).share(10.0) == pytest.approx(0.1)
+    assert Sampling(num_frames=1, start=11.0).share(10.0) == 0.0
+    assert Sampling(num_frames=1).share(None) == 0.0

@@ -219,6 +219,10 @@ class ConversationSampler:
             self.skipped.note_warning(number)
         if not pictures:
             raise VideoError(video.path, "no frames", "no frame could be decoded")
+        # As the model will be given them in use.
+        shows = sampling.shows_of_each(len(pictures), self._group)
+        pictures = [picture for picture in pictures for _ in range(shows)]
+        times = [time for time in times for _ in range(shows)]
         filling = -len(pictures) % self._group
         pictures += [pictures[-1]] * filling
         times += [times[-1]] * filling

@@ -73,7 +73,7 @@ def read_video(
         InputError: arguments that contradict each other; a backend that is not there.
     """
     sampling = Sampling(num_frames=num_frames, fps=fps, max_frames=max_frames, start=start, end=end)
-    most = _num_asked(sampling)
+    most = sampling.num_asked
     seconds: list[float] = []
     pictures: list[UInt8[np.ndarray, "h w 3"]] = []
     pixels: UInt8[np.ndarray, "t h w 3"] | None = None
@@ -127,7 +127,7 @@ def iter_frames(
         raise out_of_memory(path) from None
     if num_given == 0:
         raise VideoError(path, "no frames", "no frame of that span can be decoded; take another span or get a new copy")
-    num_wanted = _num_asked(sampling) if times is None else len(times)
+    num_wanted = sampling.num_asked if times is None else len(times)
     if num_wanted is not None and num_given < num_wanted:
         warn(f"{num_wanted} frames were wanted, {num_given} different ones exist at those times")
 
@@ -283,9 +283,9 @@ def _plan(source: Source, sampling: Sampling) -> Float[np.ndarray, " t"] | None:
     """The wanted moments, or None when every frame of the span is wanted (or not enough of them exist to choose)."""
     _check_range(source.info.path, sampling, source.duration_seconds)
     start, end = sampling.span(source.duration_seconds)
-    num_asked = _num_asked(sampling)
-    if num_asked is not None and source.count_between(start, end) > num_asked:
-        return uniform_middles(start, end, num_asked)
+    asked = sampling.num_asked
+    if asked is not None and source.count_between(start, end) > asked:
+        return uniform_middles(start, end, asked)
     if sampling.fps is None:
         return None
     if sampling.num_moments(source.duration_seconds) > max(_MANY_MOMENTS, 2 * len(source.stamps)):
@@ -293,14 +293,6 @@ def _plan(source: Source, sampling: Sampling) -> Float[np.ndarray, " t"] | None:
         steps = np.ceil((source.stamps[(source.stamps >= start) & (source.stamps < end)] - start) * sampling.fps)
         return start + np.unique(np.concatenate([[0.0], steps])) / sampling.fps
     return sampling.times(source.duration_seconds)
-
-
-def _num_asked(sampling: Sampling) -> int | None:
-    """The number of frames asked for, None when a rate or every frame is wanted."""
-    if sampling.fps is not None:
-        return None
-    limits = [limit for limit in (sampling.num_frames, sampling.max_frames) if limit is not None]
-    return min(limits, default=None)
 
 
 def _check_range(path: str, sampling: Sampling, duration_seconds: float) -> None:

@@ -85,10 +85,38 @@ class Sampling:
         """Whether the frames themselves decide the moments, and not a number or rate."""
         return self.num_frames is None and self.fps is None
 
+    @property
+    def num_asked(self) -> int | None:
+        """The number of frames asked for, None when a rate or every frame is wanted."""
+        if self.fps is not None:
+            return None
+        limits = [limit for limit in (self.num_frames, self.max_frames) if limit is not None]
+        return min(limits, default=None)
+
     def span(self, duration_seconds: float | int) -> tuple[float, float]:
         """(start, end) in seconds within a video of `duration_seconds`; start >= end when it lies beyond the video."""
         end = duration_seconds if self.end is None else min(self.end, duration_seconds)
         return self.start or 0.0, end
+
+    def share(self, duration_seconds: float | int | None) -> float:
+        """The span as a share of a video of `duration_seconds`; 0 where that is unknown or the span lies beyond it."""
+        if not duration_seconds:
+            return 0.0
+        start, end = self.span(duration_seconds)
+        return max(0.0, (end - start) / duration_seconds)
+
+    def shows_of_each(self, available: float | int, group_size: int) -> int:
+        """How often each frame is shown to an encoder of groups: once, if there are as many as are asked for.
+
+        What a group shows is compressed together, so fewer different frames in it are kept better. A video with fewer
+        frames than are asked for leaves room for that: each then comes several times in a row, at most until it fills
+        a group of its own, and no more are shown than were asked for (docs/results.md has what that is worth).
+
+        Args:
+            available: frames of the video in the span; 0 where that is not known.
+        """
+        room = 1 if self.num_asked is None or available <= 0 else self.num_asked / available
+        return max((n for n in range(1, group_size + 1) if group_size % n == 0 and n <= room), default=1)
 
     def num_moments(self, duration_seconds: float | int) -> int:
         """How many moments `times` gives, without making them.
