@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from liteframe.data.haystacks import ProceduralHaystack
+from liteframe.data.needle_frames import through_codec
 from liteframe.data.needle_turns import Lesson
-from liteframe.data.needles import NeedleConfig, plan_needles
+from liteframe.data.needles import NeedleConfig, NeedleVideo, plan_needles
 from liteframe.encoders.interface import PixelConfig
 from liteframe.language.prompt import PromptBuilder, PromptConfig, Slots
 from liteframe.training.token_bank import TokenBank, TokenBankConfig, compose_groups
 from liteframe.training.turn_writer import TurnWriter
+from liteframe.video.transform import normalize, resize
 from tiny_internvl import make_tokenizer
 from tiny_student import make_student
 
@@ -80,6 +83,29 @@ def test_features_are_those_of_the_clips_frames() -> None:
     for index in range(10):
         features = made.video(index, 12, writer, 1).features.flatten(1)
         assert all((groups == feature).all(1).any() for feature in features)
+
+
+def test_frames_of_still_clips_fill_groups() -> None:
+    """Against a student of frames that are shown one by one, four times each."""
+    size, pixels = NeedleConfig().size, PixelConfig(height=56, width=56)
+    config = TokenBankConfig(clips=2, frames=24, needles=(1, 3), needle_frames=(1, 8), still_share=1.0)
+    student = make_student(0)
+    made = TokenBank(config, student, pixels, 3)
+    for index, needles in enumerate(made._needles):
+        assert needles and all(n.first_frame % 4 == 0 and n.num_frames in (4, 8) for n in needles)
+        rng, planned, shows = made._plan(index)
+        assert shows == 4
+        assert [n.what for n in planned] == [n.what for n in needles]
+        pictures = list(NeedleVideo(planned, 6, size, size, ProceduralHaystack(rng, size, size)).frames())
+        assert len(pictures) == 6
+        if index:
+            pictures = through_codec(pictures, crf=int(rng.integers(18, 27)))
+        for group, picture in enumerate(pictures):
+            frame = normalize(resize(picture[None], (56, 56)), pixels.mean, pixels.std)
+            expected = student(torch.cat([frame] * 4)[None]).features
+            torch.testing.assert_close(made._features[index, group].float(), expected[0], rtol=2e-3, atol=2e-3)
+    mixed = TokenBank(config.model_copy(update={"clips": 40, "still_share": 0.5}), student, pixels, 3)
+    assert 10 < sum(mixed._plan(index)[2] == 4 for index in range(40)) < 30
 
 
 def test_a_conversation_as_tokens_is_the_prompt_and_what_was_said() -> None:

@@ -35,7 +35,8 @@ class StartConfig(Config):
     """Weights to go on from, so that a stage can be tried, or added, without the hours before it."""
 
     model: str
-    """A finished miniature of the recipe's shape: "mini" or a folder. Its tower is taken over as it is."""
+    """A finished miniature of the recipe's shape: "mini" or a folder. Its tower is taken over as it is, and its stages
+    stand in the record before those that follow."""
     stage: str
     """The first of the recipe's language stages that is still to come."""
 
@@ -145,15 +146,17 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> dict[str
         task = LanguageTask(model, narrator, recaller, prompts, bank, stage, judge)
         stages[name] = _stage(task, stage, output / name, f"{number} {name}")
 
+    before = finished_record(find_checkpoint(recipe.start.model)) if recipe.start else None
+    if before is not None:
+        stages = {**before.pop("stages"), **stages}
     record = {
         "command": command_line("pretrain", recipe_path, overrides),
+        "start": before,
         "recipe": recipe.model_dump(mode="json"),
         "machine": machine_facts(),
         "minutes": round(sum(stage["minutes"] for stage in stages.values()), 1),
         "stages": stages,
     }
-    if recipe.start is not None:
-        record["start"] = finished_record(find_checkpoint(recipe.start.model))
     _export(model, tokenizer, prompts.config, pixels, output, record)
     return record
 

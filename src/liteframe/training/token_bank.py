@@ -25,7 +25,7 @@ from liteframe.data.haystacks import ProceduralHaystack
 from liteframe.data.needle_frames import through_codec
 from liteframe.data.needle_turns import flash_cards, make_turns
 from liteframe.data.needles import NeedleConfig, NeedleVideo, plan_needles
-from liteframe.data.questions import Needle
+from liteframe.data.questions import TASKS, Needle, TaskName
 from liteframe.encoders.interface import PixelConfig, VideoEncoder, group_frames
 from liteframe.files import replacing
 from liteframe.language.prompt import Slots
@@ -46,6 +46,8 @@ class TokenBankConfig(Config):
     """Frames of a clip."""
     spans: tuple[int, ...] = (32, 64, 192)
     """Frames over which a clip's needles are spread, to choose from: in short ones they stand close together."""
+    still_share: float | int = pydantic.Field(0.0, ge=0, le=1)
+    """Share of clips whose every frame fills a group, as those of short videos do: `Sampling.shows_of_each`."""
     needles: tuple[int, int] = (4, 7)
     """Fewest and most needles of a clip, where so many fit."""
     needle_frames: tuple[int, int] = (1, 16)
@@ -54,6 +56,8 @@ class TokenBankConfig(Config):
     """Most needles in a video."""
     turns: int = pydantic.Field(8, ge=1)
     """Questions about each video."""
+    tasks: tuple[TaskName, ...] = pydantic.Field(TASKS, min_length=1)
+    """What the questions are about, in turn; a task that stands there twice is asked twice as often."""
     multiple_choice_share: float | int = 0.35
     """Share of questions with options."""
     list_share: float | int = 0.1
@@ -173,7 +177,13 @@ class TokenBank:
         self.config = config
         self._seed = seed
         self._group_size = encoder.group_size
-        self._needles = [self._plan(index)[1] for index in range(config.clips)]
+        self._needles = [
+            tuple(
+                replace(needle, first_frame=needle.first_frame * shows, num_frames=needle.num_frames * shows)
+                for needle in needles
+            )
+            for needles, shows in (self._plan(index)[1:] for index in range(config.clips))
+        ]
         features = _cached(cache, config.clips)
         if features is None:
             features = self._encode(encoder.eval(), pixels)
@@ -195,41 +205,47 @@ class TokenBank:
         num_groups = max(1, num_frames // size)
         clip = int(rng.integers(config.clips))
         made = compose_groups(rng, self._needles[clip], self._features.shape[1], size, num_groups, config.most_needles)
-        lessons = make_turns(rng, made.needles, config.turns, config.multiple_choice_share, config.list_share)
+        lessons = make_turns(
+            rng, made.needles, config.turns, config.multiple_choice_share, config.list_share, tasks=config.tasks
+        )
         lessons += [deck for deck in flash_cards(rng, made.needles) if rng.random() < config.card_share]
         turns = writer.lessons(lessons, Slots(num_groups * size, size), tokens_per_slot)
         return BankVideo(self._features[clip, torch.from_numpy(made.groups)], turns, made.needles)
 
-    def _plan(self, index: int) -> tuple[np.random.Generator, tuple[Needle, ...]]:
+    def _plan(self, index: int) -> tuple[np.random.Generator, tuple[Needle, ...], int]:
+        """What draws clip `index`, its needles, and how often each of its frames is shown."""
         config = self.config
         rng = np.random.default_rng([_CLIPS, self._seed, index])
+        shows = self._group_size if config.still_share and rng.random() < config.still_share else 1
+        frames = config.frames // shows
         low, high = config.needle_frames
-        longest = round(float(np.exp(rng.uniform(np.log(low), np.log(high)))))
-        span = min(config.frames, config.spans[int(rng.integers(len(config.spans)))])
+        longest = round(float(np.exp(rng.uniform(np.log(low), np.log(max(low, high // shows))))))
+        span = min(frames, config.spans[int(rng.integers(len(config.spans)))])
         # Half of a clip at least is background.
-        most = max(1, min(config.needles[1], config.frames // (2 * longest)))
+        most = max(1, min(config.needles[1], frames // (2 * longest)))
         planned = NeedleConfig(
             frames=span,
             needles=(min(config.needles[0], most), most),
             needle_frames=(min(span, max(low, longest // 2)), min(span, max(low, longest))),
         )
         needles = plan_needles(rng, planned, training=True)
-        later = int(rng.integers(config.frames - span + 1))
-        return rng, tuple(replace(needle, first_frame=needle.first_frame + later) for needle in needles)
+        later = int(rng.integers(frames - span + 1))
+        return rng, tuple(replace(needle, first_frame=needle.first_frame + later) for needle in needles), shows
 
     def _encode(self, encoder: VideoEncoder, pixels: PixelConfig) -> Float16[Tensor, "c g 1 h w d"]:
         parts = []
         side = NeedleConfig().size
         with torch.inference_mode():
             for index in track(range(self.config.clips), "token bank", console=Console(stderr=True)):
-                rng, needles = self._plan(index)
-                video = NeedleVideo(needles, self.config.frames, side, side, ProceduralHaystack(rng, side, side))
+                rng, needles, shows = self._plan(index)
+                frames_shown = self.config.frames // shows
+                video = NeedleVideo(needles, frames_shown, side, side, ProceduralHaystack(rng, side, side))
                 pictures = list(video.frames())
                 if index % 2:
                     pictures = through_codec(pictures, crf=int(rng.integers(18, 27)))
                 frames = resize(np.stack(pictures), (pixels.height, pixels.width))
                 normalized = normalize(frames.to(encoder.device), pixels.mean, pixels.std, torch.float32)
-                groups = group_frames(normalized, encoder.group_size)
+                groups = group_frames(normalized.repeat_interleave(shows, 0), encoder.group_size)
                 parts.append(encoder(groups).features.half().cpu())
         return torch.stack(parts)
 
