@@ -22,8 +22,6 @@ from typing import Any
 
 from records import keep, publish
 
-from liteframe.data.clips import Clip
-from liteframe.data.needle_clips import NeedleClips
 from liteframe.data.needles import NeedleConfig, write_benchmark
 from liteframe.evaluation.runner import evaluate
 from liteframe.runtime import tune_allocator
@@ -60,22 +58,6 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     ),
 }
 """Name: (in words, overrides of the recipe; one that starts with + is a change to the student's shape)."""
-
-
-def keep_clips(most: int = 3000) -> None:
-    """Draw every clip once for all variants of a seed, and keep the last ones: drawing takes longer than a step."""
-    draw = NeedleClips.clip
-    kept: dict[tuple[str, int, int], Clip] = {}
-
-    def clip(self: NeedleClips, index: int) -> Clip:
-        key = self.config.digest(), self._seed, index
-        if key not in kept:
-            kept[key] = draw(self, index)
-            while len(kept) > most:
-                kept.pop(next(iter(kept)))
-        return kept[key]
-
-    NeedleClips.clip = clip
 
 
 def overrides_of(variant: str) -> list[str]:
@@ -143,7 +125,6 @@ def main() -> None:
     if unknown := set(args.only.split(",")) - set(VARIANTS):
         parser.error(f"--only: unknown {', '.join(sorted(unknown))}; known: {', '.join(VARIANTS)}")
     tune_allocator()
-    keep_clips()
     from liteframe.language.vision_tower import load_vision_tower
 
     questions = args.out / "questions"

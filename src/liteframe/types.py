@@ -131,7 +131,7 @@ class Answer:
 
     Attributes:
         text: the model's words.
-        num_frames: frames that were encoded.
+        num_frames: frames that were encoded; of a short video each may come several times: `Sampling.shows_of_each`.
         num_visual_tokens: language-model positions that the video took (labels and markers not counted); of a method
             that drops tokens inside the language model, those that are left.
         timings: seconds spent in ``decode``, ``preprocess``, ``encode``, ``prefill`` and ``generate``, each while it

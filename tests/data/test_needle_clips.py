@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from liteframe.data.needle_art import digit_variants
 from liteframe.data.needle_clips import NeedleClipConfig, NeedleClips
 from liteframe.data.needles import needle_box
 from liteframe.errors import ConfigError
+from liteframe.tensor_store import TensorStore
 
 CANVASES = 4
 
@@ -31,6 +34,31 @@ def test_clips_depend_on_seed_and_number_alone() -> None:
     assert len({clip.key for clip in first}) == 3
     assert not torch.equal(source(seed=1).clip(0).pixels, first[0].pixels)
     assert source().clip(0).key == first[0].key != source(seed=1).clip(0).key
+
+
+def test_clips_that_come_again_are_drawn_once_where_there_is_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    draw = NeedleClips._draw
+
+    def counted(self: NeedleClips, index: int) -> tuple:
+        drawn.append(index)
+        return draw(self, index)
+
+    monkeypatch.setattr(NeedleClips, "_draw", counted)
+    store = TensorStore(tmp_path / "pixels", {"pixels": "uint8"}, 10**9, dtype=None)
+    config = NeedleClipConfig(canvases=CANVASES, num_clips=2)
+    for clips in (NeedleClips(config, 0, store), NeedleClips(config, 0, store)):
+        for index in range(5):
+            clip, plain = clips.clip(index), source(num_clips=2).clip(index)
+            assert torch.equal(clip.pixels, plain.pixels) and clip.pixels.dtype == torch.uint8
+            assert clip.seconds.tolist() == plain.seconds.tolist() and clip.seconds.dtype == np.float64
+            assert (clip.key, clip.video, clip.source) == (plain.key, plain.video, plain.source)
+    assert len(drawn) == 2 + 10  # ten by `plain`
+    endless = NeedleClips(NeedleClipConfig(canvases=CANVASES), 0, store)
+    endless.clip(0)
+    assert len(drawn) == 13  # what never comes again is neither kept nor looked for
 
 
 def test_needles_are_drawn_where_and_when_they_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:

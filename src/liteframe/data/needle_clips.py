@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pydantic
+import torch
+from jaxtyping import Float64, UInt8
+from torch import Tensor
 
 from liteframe.config import Config
 from liteframe.data.clips import Clip
@@ -14,6 +17,7 @@ from liteframe.data.needle_frames import through_codec
 from liteframe.data.needles import NeedleConfig, paint_needle, plan_needles
 from liteframe.data.questions import Needle
 from liteframe.errors import InputError
+from liteframe.tensor_store import KeptTensors
 from liteframe.video.transform import resize
 
 # First word of this stream; those of the benchmark and of the other training data start with other words.
@@ -54,7 +58,7 @@ class NeedleClipConfig(Config):
     canvases: int = pydantic.Field(200, ge=1)
     """Still pictures of which any two make a background; they are drawn once and kept in memory, 0.3 MB each."""
     num_clips: int | None = pydantic.Field(None, ge=1)
-    """So many different clips, then the same again, to be found in the target cache. None: no end."""
+    """So many different clips, then the same again, to be found in the cache, where there is one. None: no end."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> NeedleClipConfig:
@@ -84,9 +88,16 @@ class NeedleClips:
     """A `ClipSource` without files. Clip `index` is a function of seed, settings and index; no seed gives a clip of
     the benchmark, and its digits are the training ones."""
 
-    def __init__(self, config: NeedleClipConfig, seed: int = 0) -> None:
+    def __init__(self, config: NeedleClipConfig, seed: int = 0, pixel_store: KeptTensors | None = None) -> None:
+        """Args:
+        pixel_store: keeps the pixels of clips that come again, if `num_clips` says that they do.
+
+        Raises:
+            InputError: a negative seed.
+        """
         if seed < 0:
             raise InputError(f"seed={seed}: give 0 or a positive number")
+        self._store = pixel_store if config.num_clips is not None else None
         self.config = config
         self._seed = seed
         self._window = config.window()
@@ -95,7 +106,25 @@ class NeedleClips:
 
     def clip(self, index: int) -> Clip:
         """Clip `index`, 0 or more: frames in order of time, of a background that moves on without a break."""
-        config, number, rng = self.config, self._number(index), self._rng(index)
+        number = self._number(index)
+        video, key = f"needles:{self._seed}:{number}", f"needles {self._digest} {self._seed} {number}"
+        kept = self._store.get(f"pixels of {key}", "") if self._store is not None else None
+        if kept is not None:
+            return Clip(kept["pixels"], kept["seconds"].numpy(), video, key)
+        pixels, seconds = self._draw(index)
+        if self._store is not None:
+            self._store.put(
+                f"pixels of {key}", {"pixels": pixels, "seconds": torch.from_numpy(seconds)}, "", exact=True
+            )
+        return Clip(pixels, seconds, video, key)
+
+    def needles(self, index: int) -> tuple[Needle, ...]:
+        """What clip `index` shows, in order of time. ``first_frame`` counts from the clip's first frame and is negative
+        for a needle that was there before."""
+        return self._plan(self._rng(index))
+
+    def _draw(self, index: int) -> tuple[UInt8[Tensor, "t 3 H W"], Float64[np.ndarray, " t"]]:
+        config, rng = self.config, self._rng(index)
         needles = self._plan(rng)
         height = config.sides[int(rng.integers(len(config.sides)))]
         width = height
@@ -112,14 +141,7 @@ class NeedleClips:
                 paint_needle(pictures[frame], needle)
         if rng.random() < config.codec_share:
             pictures = through_codec(pictures, crf=int(rng.integers(16, 30)))
-        pixels = resize(np.stack(pictures), config.size)
-        key = f"needles {self._digest} {self._seed} {number}"
-        return Clip(pixels, moments / _FPS, f"needles:{self._seed}:{number}", key)
-
-    def needles(self, index: int) -> tuple[Needle, ...]:
-        """What clip `index` shows, in order of time. ``first_frame`` counts from the clip's first frame and is negative
-        for a needle that was there before."""
-        return self._plan(self._rng(index))
+        return resize(np.stack(pictures), config.size), moments / _FPS
 
     def _number(self, index: int) -> int:
         return index if self.config.num_clips is None else index % self.config.num_clips

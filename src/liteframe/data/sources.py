@@ -59,7 +59,7 @@ class ClipOpener:
         seed: of everything random.
         policy: how many unreadable videos each source may have.
         skipped_list: where they are listed; None: nowhere.
-        pixel_store: keeps the pixels of clips of videos.
+        pixel_store: keeps the pixels of clips.
         counts_folder: where is written down how many videos the tars hold; None: nowhere.
         rank: of this process.
     """
@@ -82,7 +82,7 @@ class ClipOpener:
             DataError: what is at `path` cannot be used.
         """
         if path is None:
-            return NeedleClips(self.needles, self.seed)
+            return NeedleClips(self.needles, self.seed, self.pixel_store)
         shards = find_shards(path)
         if shards is None:
             entries = load_manifest(path)
