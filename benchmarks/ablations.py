@@ -20,16 +20,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from records import keep, publish
 
 from liteframe.data.needles import NeedleConfig, write_benchmark
 from liteframe.evaluation.runner import evaluate
+from liteframe.language.vision_tower import LoadedTower, load_vision_tower
 from liteframe.runtime import tune_allocator
 from liteframe.training.distill import DistillRecipe, build_student, distill
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ctd_mini.toml"
 _STAGES = "2, 2 and 2 blocks at 64, 16 and 16 tokens and 4, 2 and 1 time steps"
 _STAGED = ["+depths=[2,2,2]", "+strides=[[2,2,2],[2,1,1]]"]
+_AVERAGES = ["parts=strides.,head."]
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "base": ("the recipe itself", []),
     "alpha-0": ("WAP exponent 0: plain average", ["target.alpha=0"]),
@@ -41,6 +44,9 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "layer-norm-scale": ("targets scaled per token", ["loss.scaling=layer_norm"]),
     "norm-after-stride": ("LayerNorm behind the strides", ["+norm_after_stride=true"]),
     "nothing": ("start from nothing", ["student.initialise=nothing"]),
+    "patches-only": ("from the teacher: patches and positions only", ["parts=patch_embedding."]),
+    "blocks-only": ("from the teacher: blocks only", ["parts=stages."]),
+    "averages-only": ("strides start as averages and the head as identity, no weight of the teacher", _AVERAGES),
     "spread": ("start from every other block of the teacher", ["student.initialise=teacher-spread"]),
     "space-first": ("stride in space before stride in time", ["+strides=[[1,2,2],[4,1,1]]"]),
     "all-early": ("both strides right behind the patches", ["+depths=[0,0,8]"]),
@@ -57,7 +63,8 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
         ["student.initialise=nothing", "+hidden_sizes=[256,256,256]", "+mlp_sizes=[512,512,512]", "+depths=[0,0,4]"],
     ),
 }
-"""Name: (in words, overrides of the recipe; one that starts with + is a change to the student's shape)."""
+"""Name: (in words, overrides of the recipe; one that starts with + is a change to the student's shape, and parts=...
+names what is taken from the recipe's own start, the rest being random)."""
 
 
 def overrides_of(variant: str) -> list[str]:
@@ -68,17 +75,40 @@ def overrides_of(variant: str) -> list[str]:
     changes = {key: json.dumps(value) for key, value in recipe.student.changes.items()}
     changes.update(override.split("=", 1) for override in shape)
     table = ", ".join(f"{key} = {value}" for key, value in changes.items())
-    return [o for o in overrides if not o.startswith("+")] + ([f"student.changes={{{table}}}"] if shape else [])
+    return [o for o in overrides if not o.startswith(("+", "parts="))] + (
+        [f"student.changes={{{table}}}"] if shape else []
+    )
 
 
-def run(variant: str, seed: int, args: argparse.Namespace, questions: Path) -> dict[str, Any]:
+def partial_start(variant: str, seed: int, teacher: LoadedTower, folder: Path) -> list[str]:
+    """Write the student that begins with the variant's parts of the recipe's start; the override that takes it."""
+    parts = [tuple(o.removeprefix("parts=").split(",")) for o in VARIANTS[variant][1] if o.startswith("parts=")]
+    if not parts:
+        return []
+    torch.manual_seed(seed)
+    config = DistillRecipe.from_toml(RECIPE).student
+    whole = build_student(config, teacher).state_dict()
+    student = build_student(config.model_copy(update={"initialise": "nothing"}), teacher)
+    taken = {name: value for name, value in whole.items() if name.startswith(parts[0])}
+    student.load_state_dict(student.state_dict() | taken)
+    student.save_pretrained(folder)
+    return [f"student.initialise=student:{folder.as_posix()}"]
+
+
+def run(variant: str, seed: int, args: argparse.Namespace, questions: Path, teacher: LoadedTower) -> dict[str, Any]:
     """Train and judge one variant with one seed, or read what an earlier call found."""
     output = args.out / f"{variant}-{seed}"
     result = output / "ablation.json"
     if result.exists():
         return json.loads(result.read_text())
     settings = [f"output={output.as_posix()}", f"steps={args.steps}", f"seed={seed}", f"teacher={args.model}"]
-    settings += ["save_every=1000", f"data.cache={(args.out / 'cache').as_posix()}", *overrides_of(variant)]
+    overrides = overrides_of(variant)
+    # A cache holds the targets of one pooling.
+    cache = args.out / (f"cache-{variant}" if any(o.startswith("target.") for o in overrides) else "cache")
+    settings += ["save_every=1000", f"data.cache={cache.as_posix()}", *overrides]
+    settings += partial_start(variant, seed, teacher, args.out / f"start-{variant}-{seed}")
+    if args.clips:
+        settings.append(f"data.needles.num_clips={args.clips}")
     record = distill(RECIPE, settings)
     report = evaluate("needles", questions, str(args.model), [str(output)], [args.frames])
     found = {
@@ -116,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--clips", type=int, help="so many different clips, then the same again; else the recipe's")
     parser.add_argument("--only", default=",".join(VARIANTS), help="variants, separated by commas")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--model", default="mini", help="teacher and language model")
@@ -125,8 +156,6 @@ def main() -> None:
     if unknown := set(args.only.split(",")) - set(VARIANTS):
         parser.error(f"--only: unknown {', '.join(sorted(unknown))}; known: {', '.join(VARIANTS)}")
     tune_allocator()
-    from liteframe.language.vision_tower import load_vision_tower
-
     questions = args.out / "questions"
     if not (questions / "questions.jsonl").exists():
         config = NeedleConfig(frames=args.frames, needle_frames=(2, 6), questions_per_video=6)
@@ -141,7 +170,7 @@ def main() -> None:
             print(f"{variant}, seed {seed}", file=sys.stderr)
             student = DistillRecipe.from_toml(RECIPE, overrides_of(variant)).student
             flops[variant] = build_student(student, teacher).flops(*size, 4) / 1e9
-            found.setdefault(variant, []).append(run(variant, seed, args, questions))
+            found.setdefault(variant, []).append(run(variant, seed, args, questions, teacher))
             report = {
                 "steps": args.steps,
                 "frames": args.frames,
