@@ -117,6 +117,11 @@ def free_port() -> str:
 
 def assert_same_model(ours: Path, theirs: Path) -> None:
     left, right = load_file(ours / "model.safetensors"), load_file(theirs / "model.safetensors")
+    for weights in (left, right):
+        for name in weights:
+            # Softmax does not see a bias of all keys: its gradient is rounding, of which AdamW makes whole steps.
+            if name.endswith("attention.qkv.bias"):
+                weights[name] = torch.cat([weights[name].chunk(3)[part] for part in (0, 2)])
     torch.testing.assert_close(left, right, rtol=1e-3, atol=2e-5)
 
 
