@@ -25,6 +25,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -246,8 +247,8 @@ class VideoLLM:
             self.language.check_fits(question, found.visual.slots, self.tokens_per_slot, max_new_tokens)
         else:
             info = probe(path, isolate=self.isolate)
-            available = (info.num_frames or 0) * sampling.share(info.duration_seconds)
-            shows = sampling.shows_of_each(available, self.encoder.group_size)
+            share = sampling.share(info.duration_seconds)
+            shows = sampling.shows_of_each((info.num_frames or 0) * share, self.encoder.group_size)
             expected = shows * self._expected_frames(info, sampling)
             slots = Slots(expected, self.encoder.group_size, _expected_seconds(info, sampling, expected))
             self.language.check_fits(question, slots, self.tokens_per_slot, max_new_tokens)
@@ -274,10 +275,8 @@ class VideoLLM:
         seconds: list[float] = []
         embeddings: list[torch.Tensor] = []
         features: list[torch.Tensor] = []
-        batches = prefetched(
-            lambda: self._batches(path, sampling, shows, reading, faults.append), name="liteframe-decode"
-        )
-        with closing(batches):
+        decoded = partial(self._batches, path, sampling, shows, reading, faults.append)
+        with closing(prefetched(decoded, name="liteframe-decode")) as batches:
             for times, pixels in batches:
                 with watch.stage("preprocess"):
                     mean, std = self.checkpoint.pixels.mean, self.checkpoint.pixels.std

@@ -25,6 +25,8 @@ from liteframe.training.adapt_task import AdaptBatch, AdaptTask, VideoLesson
 from liteframe.training.loop import LoopConfig
 from liteframe.training.turn_writer import TurnWriter
 from liteframe.types import VideoTokens
+from liteframe.video.decode import read_video
+from liteframe.video.transform import resize
 from tiny_internvl import make_checkpoint
 from tiny_student import make_student
 
@@ -444,6 +446,20 @@ def test_the_length_of_conversations_in_a_batch_is_similar(data: Path) -> None:
 
     (bucketed, all_of_them), (plain, same) = spread(10), spread(1)
     assert bucketed == 30.0 and plain > 150 and all_of_them == same == list(range(40))
+
+
+@pytest.mark.parametrize(("asked", "shows"), [(20, 1), (36, 1), (40, 2), (80, 4), (200, 4)])
+def test_a_short_video_is_learned_from_as_it_is_asked_about(data: Path, clip: Path, asked: int, shows: int) -> None:
+    """Its 20 frames, as often in a row as the model is shown them in use."""
+    data.write_text(record("clip.mp4", ("Q?", "yes")))
+    sampler = conversation_sampler.ConversationSampler(load_conversations(data), (56, 56), 4, 1)
+    watched = sampler.watch(0, asked)
+    frames = read_video(clip, num_frames=20)
+    assert watched.pixels is not None and len(frames.pixels) == 20
+    assert torch.equal(watched.pixels, resize(frames.pixels, (56, 56)).repeat_interleave(shows, 0))
+    np.testing.assert_array_equal(watched.seconds, frames.seconds.repeat(shows))
+    model = VideoLLM(make_checkpoint(), make_student())
+    np.testing.assert_array_equal(model.watch(clip, num_frames=asked).seconds, watched.seconds)
 
 
 def test_nothing_is_trained_where_a_finished_run_stands(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

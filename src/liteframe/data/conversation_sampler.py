@@ -190,7 +190,8 @@ class ConversationSampler:
         conversation = self._conversations[number]
         share = max(1, num_frames // len(conversation.videos) // self._group) * self._group
         parts = " ".join(f"{video.path} {video.start} {video.end}" for video in conversation.videos)
-        key = f"{parts} {share} frames {self._size[0]}x{self._size[1]}"
+        # "filled": a short video's frames come several times; tokens kept from before they did are not these.
+        key = f"{parts} {share} frames filled {self._size[0]}x{self._size[1]}"
         source = " ".join(file_size(video.path) for video in conversation.videos)
         kept = self._tokens.get(key, source) if self._tokens is not None else None
         if kept is not None:
