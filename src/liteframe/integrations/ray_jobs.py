@@ -71,6 +71,7 @@ def run_items(
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         rows = [{"item": json.dumps(item)} for item in items]
+        # A worker that is lost is started anew, and so is what it was at: Ray Data's default for a pool of actors.
         data = ray_data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS)).map_batches(
             _Worker,
             fn_constructor_args=(make,),
@@ -78,9 +79,6 @@ def run_items(
             compute=ray_data.ActorPoolStrategy(size=workers),
             num_cpus=1 if has_gpu else max(1, cores // workers),
             num_gpus=min(1, gpus / workers) if has_gpu else None,
-            # A worker that was lost is started anew, and so is what it was at.
-            max_restarts=-1,
-            max_task_retries=-1,
         )
         for row in data.iter_rows():
             yield json.loads(row["result"])
