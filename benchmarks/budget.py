@@ -128,7 +128,7 @@ def _points(compared: Row) -> str:
 
 
 def goals(rows: dict[str, Row]) -> list[str]:
-    """What issue 6 asks for at equal tokens, and whether it holds here: of the measured values, whatever they are."""
+    """What LiteFrame has to reach at equal tokens, and whether it does: of the measured values, whatever they are."""
     lite, adapted = rows[LITEFRAME], rows[ADAPTED]
     best = max((rows[name] for name in NOT_ADAPTED), key=lambda row: row["accuracy"])
     slowest_ratio = max(lite["seconds"] / rows[name]["seconds"] for name in (*NOT_ADAPTED, ADAPTED))

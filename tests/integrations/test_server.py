@@ -410,6 +410,13 @@ def test_an_upload_that_is_too_large_is_413(stored, tmp_path):
     assert client.server.uploads.num_bytes == 0
 
 
+def test_a_head_that_is_too_large_is_431(serve):
+    client = serve()
+    assert client.get("/health", headers={"x-filler": "x" * 70_000}).status_code == 431
+    assert client.get("/health", params={"x": "x" * 70_000}).status_code == 431
+    assert client.get("/health", headers={"x-filler": "x" * 60_000}).status_code == 200
+
+
 def test_a_body_that_is_too_large_is_413(serve, clip):
     client = serve(max_body_bytes=1000)
     assert client.post(CHAT, json=request("x" * 2000)).status_code == 413

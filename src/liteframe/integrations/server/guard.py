@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,8 @@ from liteframe.integrations.server.settings import LOCAL_NAMES, ServeSettings
 # A page has to be there before somebody can type a key into it, and a load balancer has none.
 _OPEN_PATHS = ("/", "/health")
 _OPEN_FOLDER = "/static/"
+# uvicorn refuses what is longer only where it comes in more than one piece.
+_MOST_HEAD_BYTES = 1 << 16
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -70,6 +73,11 @@ class Guard:
             self._on_answer(scope["path"], status)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
+        if (
+            sum(map(len, (scope.get("raw_path") or b"", scope["query_string"], *chain(*scope["headers"]))))
+            > _MOST_HEAD_BYTES
+        ):
+            return ApiError(431, "head_too_large", f"address and headers have more than {_MOST_HEAD_BYTES} bytes")
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         origin = headers.get(b"origin")
