@@ -413,7 +413,8 @@ def test_an_upload_that_is_too_large_is_413(stored, tmp_path):
 def test_a_head_that_is_too_large_is_431(serve):
     client = serve()
     assert client.get("/health", headers={"x-filler": "x" * 70_000}).status_code == 431
-    assert client.get("/health", params={"x": "x" * 70_000}).status_code == 431
+    half = {"x": "x" * 40_000}
+    assert client.get("/health", params=half, headers=half).status_code == 431
     assert client.get("/health", headers={"x-filler": "x" * 60_000}).status_code == 200
 
 
