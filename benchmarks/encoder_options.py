@@ -1,7 +1,8 @@
 """What batch size and precision do to the miniature's encoders, and what chunks do to its prefill.
 
 One process, on the CPU, random frames; settings take turns, medians follow a round of warm-up. Then what more frames
-cost: encoding and prefill of LiteFrame on 256 frames against the teacher's on 32. `--clock cpu` counts the seconds that
+cost: encoding and prefill of LiteFrame on 256 frames against the teacher's on 32; and 32 single tokens behind a prompt
+with keys and values that grow, and with static ones. `--clock cpu` counts the seconds that
 this process was computing, with OMP_NUM_THREADS=1 those of one thread: on a machine that others use, what is waited for
 is not counted, though caches and memory are still shared. The last line is one JSON object.
 
@@ -62,6 +63,18 @@ def read(checkpoint: Checkpoint, positions: int, chunk: int | None = None) -> No
     prefix.prefill(checkpoint.model.model.language_model, embeddings, prefix.empty_cache(checkpoint.model), chunk)
 
 
+def answer(checkpoint: Checkpoint, positions: int, tokens: int, is_static: bool) -> None:
+    """Prefill so many positions, then compute so many tokens one by one."""
+    model = checkpoint.model.model.language_model
+    how: dict[str, Any] = {
+        prefix.cache_argument(model): prefix.empty_cache(checkpoint.model, positions + tokens if is_static else None),
+        "use_cache": True,
+    }
+    embeddings = torch.randn(1, positions + tokens, checkpoint.model.config.text_config.hidden_size) * 0.05
+    for part in embeddings.split([positions] + [1] * tokens, dim=1):
+        model(inputs_embeds=part, **how)
+
+
 def encode(encoder: VideoEncoder, frames: torch.Tensor, batch_frames: int) -> torch.Tensor:
     """Features, from pixels that are already in the encoder's dtype."""
     return encoder.encode(frames.to(encoder.dtype), batch_frames=batch_frames).features
@@ -104,6 +117,8 @@ def main() -> None:
         for name, encoder in changed.items()
     }
     chunks = take({f"{p // share} by {c}": partial(read, checkpoint, p // share, c) for p in LONG for c in CHUNKS})
+    caches = {"growing": False, "static": True}
+    answers = take({n: partial(answer, checkpoint, POSITIONS["teacher"] // share, 32, c) for n, c in caches.items()})
 
     console = Console(width=120)
     report: dict[str, Any] = {
@@ -116,8 +131,9 @@ def main() -> None:
         "precision_seconds": precisions,
         "precision_explained_variance": explained,
         "chunk_seconds": chunks,
+        "answer_seconds": answers,
     }
-    for name in ("goal_seconds", "batch_seconds", "precision_seconds", "chunk_seconds"):
+    for name in ("goal_seconds", "batch_seconds", "precision_seconds", "chunk_seconds", "answer_seconds"):
         console.print(name.replace("_", " "))
         for setting, seconds in report[name].items():
             console.print(f"  {setting}: {seconds * 1e3:.1f} ms")

@@ -30,16 +30,17 @@ class Heard:
         )
 
 
-def make(pixels: torch.Tensor, reuse_prefix: bool = True, prompt: str = "internvl", encoder: str = "teacher"):
+def make(pixels: torch.Tensor, reuse_prefix=True, prompt="internvl", encoder="teacher", static_cache=False):
     checkpoint = make_checkpoint(prompt=prompt)
-    llm = VideoLanguageModel(checkpoint, reuse_prefix=reuse_prefix)
+    llm = VideoLanguageModel(checkpoint, reuse_prefix=reuse_prefix, static_cache=static_cache)
     return llm, llm.visual(build_encoder(encoder, EncoderSource(checkpoint.model.model.vision_tower)).encode(pixels))
 
 
 @pytest.mark.parametrize("prompt", ["internvl", "bare"])
 @pytest.mark.parametrize("encoder", ["teacher", "pooled"])
-def test_later_questions_say_the_same_from_fewer_positions(pixels, prompt, encoder):
-    llm, visual = make(pixels, prompt=prompt, encoder=encoder)
+@pytest.mark.parametrize("static_cache", [False, True])
+def test_later_questions_say_the_same_from_fewer_positions(pixels, prompt, encoder, static_cache):
+    llm, visual = make(pixels, prompt=prompt, encoder=encoder, static_cache=static_cache)
     fresh_llm, fresh_visual = make(pixels, reuse_prefix=False, prompt=prompt, encoder=encoder)
     ours, theirs = Heard(llm), Heard(fresh_llm)
     for number, question in enumerate(QUESTIONS):
@@ -66,12 +67,13 @@ def test_the_first_logits_are_those_of_the_whole_prompt(pixels):
 
 @pytest.mark.parametrize("reuse_prefix", [True, False])
 @pytest.mark.parametrize("at_once", [5, 16])
-def test_a_prompt_is_read_in_chunks_and_nothing_else_changes(pixels, at_once, reuse_prefix):
+@pytest.mark.parametrize("static_cache", [False, True])
+def test_a_prompt_is_read_in_chunks_and_nothing_else_changes(pixels, at_once, reuse_prefix, static_cache):
     whole_llm, whole_visual = make(pixels, reuse_prefix=False)
     whole = Heard(whole_llm)
     expected = [whole_llm.generate(whole_visual, question, max_new_tokens=8) for question in QUESTIONS]
     assert max(whole.positions) > 3 * at_once
-    llm, visual = make(pixels, reuse_prefix=reuse_prefix)
+    llm, visual = make(pixels, reuse_prefix=reuse_prefix, static_cache=static_cache)
     llm.prefill_positions = at_once
     heard, asked = Heard(llm), []
     llm.model.lm_head.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0].shape[1]))
@@ -86,6 +88,12 @@ def test_a_prompt_is_read_in_chunks_and_nothing_else_changes(pixels, at_once, re
     assert asked == [1] * tokens
     # 1e-4: the same sums, of the same values, in parts.
     torch.testing.assert_close(torch.stack(heard.logits), torch.stack(whole.logits), atol=1e-4, rtol=0)
+
+
+def test_a_static_cache_has_room_for_the_prompt_and_the_longest_answer(pixels):
+    llm, _ = make(pixels)
+    cache = prefix.empty_cache(llm.model, 40)
+    assert [layer.max_cache_len for layer in cache.layers] == [40] * llm.model.config.text_config.num_hidden_layers
 
 
 def test_prefill_gives_the_hidden_states_of_the_last_chunk(pixels):

@@ -8,7 +8,7 @@ import torch
 
 from liteframe.encoders import EncoderSource, build_encoder
 from liteframe.errors import ContextError, InputError
-from liteframe.language.prompt import Slots
+from liteframe.language.prompt import Dialogue, Slots
 from liteframe.language.video_llm import VideoLanguageModel, VisualTokens
 from liteframe.types import VideoTokens
 from tiny_internvl import make_checkpoint, make_config, make_model
@@ -59,6 +59,16 @@ def test_a_question_too_long_for_any_frame():
     with pytest.raises(ContextError, match="no frame fits") as error:
         llm.check_fits("What? " * 50, Slots(4), 4, 20)
     assert error.value.frames_that_fit == 0
+
+
+def test_a_question_of_megabytes_is_refused_without_cutting_it_into_tokens(monkeypatch):
+    llm = VideoLanguageModel(make_checkpoint(max_positions=64))
+    longest = max(llm.tokenizer.get_vocab(), key=len)
+    monkeypatch.setattr(llm.prompts, "build", lambda *_: pytest.fail("it was read"))
+    words = "x" * (65 * len(longest))
+    for question in (words, Dialogue("And?", earlier=((words, "None."),))):
+        with pytest.raises(ContextError, match="needs at least 65 tokens, and the model has 64; shorten it"):
+            llm.check_fits(question, Slots(4), 4, 20)
 
 
 def test_generate_refuses_before_it_computes(visual):

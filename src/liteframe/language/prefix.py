@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from liteframe.language.prompt import Prompt
 
@@ -39,19 +39,25 @@ class SharedPrefix:
     def __init__(self) -> None:
         self._kept: _Kept | None = None
 
-    def cache_for(self, video: object, prompt: Prompt, model: PreTrainedModel) -> DynamicCache:
+    def cache_for(self, video: object, prompt: Prompt, model: PreTrainedModel, room: int | None = None) -> Cache:
         """A cache to generate with: filled up to the last visual token where that is known, else empty.
 
         Args:
             video: the tokens that the prompt shows, the same object for every question about them.
+            room: see `empty_cache`.
         """
         kept = self._kept
         if kept is not None and kept.video() is video and _begins_with(prompt.ids, kept.ids):
-            return DynamicCache(kept.layers)
+            if room is None:
+                return DynamicCache(kept.layers)
+            cache = empty_cache(model, room)
+            for index, (keys, values) in enumerate(kept.layers):
+                cache.update(keys, values, index)
+            return cache
         self._kept = None  # room for the new one
-        return empty_cache(model)
+        return empty_cache(model, room)
 
-    def keep(self, video: object, prompt: Prompt, cache: DynamicCache) -> None:
+    def keep(self, video: object, prompt: Prompt, cache: Cache) -> None:
         """Remember what `cache` holds of the shared part, once the answer to `prompt` has been generated with it."""
         shared = shared_positions(prompt)
         kept = self._kept
@@ -60,7 +66,7 @@ class SharedPrefix:
         layers = []
         for layer in cache.layers:
             # Others (sliding windows, quantised) forget positions or cannot be cut; such a model reads it all again.
-            if type(layer) is not DynamicLayer or layer.keys is None or layer.keys.shape[-2] < shared:
+            if type(layer) not in (DynamicLayer, StaticLayer) or layer.keys is None or layer.keys.shape[-2] < shared:
                 return
             layers.append((layer.keys[:, :, :shared], layer.values[:, :, :shared]))
         self._kept = _Kept(weakref.ref(video, self._forget), prompt.ids[:shared], tuple(layers))
@@ -71,13 +77,19 @@ class SharedPrefix:
             self._kept = None
 
 
-def empty_cache(model: PreTrainedModel) -> DynamicCache:
-    """A cache for a prompt of which nothing is known."""
-    return DynamicCache(config=model.config.get_text_config(decoder=True))
+def empty_cache(model: PreTrainedModel, room: int | None = None) -> Cache:
+    """A cache for a prompt of which nothing is known.
+
+    Args:
+        room: positions to set aside once (static); None grows it with every token. transformers compiles the steps
+            behind the prompt where their cache is static and the device is a GPU.
+    """
+    config = model.config.get_text_config(decoder=True)
+    return DynamicCache(config=config) if room is None else StaticCache(config=config, max_cache_len=room)
 
 
 def prefill(
-    language_model: PreTrainedModel, embeddings: Float[Tensor, "1 p d"], cache: DynamicCache, at_once: int | None = None
+    language_model: PreTrainedModel, embeddings: Float[Tensor, "1 p d"], cache: Cache, at_once: int | None = None
 ) -> Float[Tensor, "1 q d"]:
     """Read the positions behind those that `cache` holds, all together or so many at a time.
 
@@ -94,7 +106,7 @@ def prefill(
         the hidden states of the last chunk.
     """
     how: dict[str, Any] = {cache_argument(language_model): cache, "use_cache": True}
-    begin = cache.get_seq_length()
+    begin = int(cache.get_seq_length())  # of a static one it is a tensor
     for chunk in embeddings[:, begin:].split(at_once or embeddings.shape[1], dim=1):
         hidden = language_model(inputs_embeds=chunk, **how).last_hidden_state
     return hidden

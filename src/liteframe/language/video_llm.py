@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import torch
@@ -88,9 +90,12 @@ class VideoLanguageModel:
         prefill_positions: read prompts in chunks of so many positions, which bounds what is computed on the way; None
             reads them in one, which measured faster on a CPU (docs/performance.md). Not with `pruning`.
         pruning: drops visual tokens while `generate` reads them; then there is no prefix to reuse.
+        static_cache: set aside the keys and values of prompt and longest answer at once, instead of growing them with
+            every token. On a GPU transformers then compiles the steps of the answer, which takes its time once for
+            every length. Not with `pruning`.
 
     Raises:
-        InputError: `pruning` does not fit the model.
+        InputError: `pruning` does not fit the model, or goes with `static_cache`.
     """
 
     def __init__(
@@ -99,10 +104,14 @@ class VideoLanguageModel:
         reuse_prefix: bool = True,
         pruning: PrefillPruning | None = None,
         prefill_positions: int | None = None,
+        static_cache: bool = False,
     ) -> None:
         if prefill_positions is not None and prefill_positions < 1:
             raise InputError(f"prefill_positions {prefill_positions}: give at least 1")
+        if static_cache and pruning is not None:
+            raise InputError("a static cache does not go with visual tokens that are dropped on the way")
         self.prefill_positions = prefill_positions
+        self.static_cache = static_cache
         self.name = checkpoint.name
         self.model = pack(checkpoint.model)
         self.tokenizer = checkpoint.tokenizer
@@ -155,6 +164,15 @@ class VideoLanguageModel:
             ContextError: too long; it says how many frames would fit.
             InputError: a question that is empty or holds the model's markers.
         """
+        least = self._fewest_tokens(question)
+        if least > self.max_positions:  # told without cutting it into tokens, which takes seconds for megabytes
+            raise ContextError(
+                f"{self.name}: the question alone needs at least {least} tokens, and the model has "
+                f"{self.max_positions}; shorten it",
+                needed=least,
+                limit=self.max_positions,
+                frames_that_fit=0,
+            )
         needed = self.count(question, slots, tokens_per_slot, max_new_tokens)
         if needed <= self.max_positions:
             return needed
@@ -175,6 +193,16 @@ class VideoLanguageModel:
             limit=self.max_positions,
             frames_that_fit=frames,
         )
+
+    def _fewest_tokens(self, question: str | Dialogue) -> int:
+        """What the words take if each token were the vocabulary's longest."""
+        words = [question] if isinstance(question, str) else [question.question, *chain(*question.earlier)]
+        return sum(map(len, words)) // self._longest_token
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of it, at least."""
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def prompt(self, visual: VisualTokens, question: str | Dialogue) -> Prompt:
         """The prompt of one question about one video; InputError for a question that cannot be asked."""
@@ -224,13 +252,15 @@ class VideoLanguageModel:
         stamps = _Stamps(self.tokenizer, Stopwatch(self.device), on_text)
         start = stamps.now()
         embeddings = self.splice(visual.embeddings, prompt)
-        cache = None if self.pruning is not None else empty_cache(self.model)
+        room = embeddings.shape[1] + max_new_tokens if self.static_cache else None
+        cache = None if self.pruning is not None else empty_cache(self.model, room)
         if self.prefix is not None:
-            cache = self.prefix.cache_for(visual, prompt, self.model)
+            cache = self.prefix.cache_for(visual, prompt, self.model, room)
         if cache is not None and self.prefill_positions is not None:
             # All but the last chunk; transformers reads that one, and its head is asked about the last position only.
-            begin = before_last_chunk(embeddings.shape[1], cache.get_seq_length(), self.prefill_positions)
-            if begin > cache.get_seq_length():
+            known = int(cache.get_seq_length())
+            begin = before_last_chunk(embeddings.shape[1], known, self.prefill_positions)
+            if begin > known:
                 prefill(self.model.model.language_model, embeddings[:, :begin], cache, self.prefill_positions)
         devices = [self.device] if self.device.type == "cuda" else []
         pruned = (

@@ -7,16 +7,17 @@ walked through, undecoded.
 
 from __future__ import annotations
 
-import bisect
 import statistics
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, MutableSequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import av.error
 import numpy as np
+from jaxtyping import Shaped
 
 from liteframe.types import Fault, VideoInfo
 from liteframe.video import faults as told
@@ -38,6 +39,8 @@ _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 _LIST_FORMATS = frozenset(("concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "webm_dash_manifest"))
 _STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")
 _options = {"protocol_whitelist": "file"}
+# What an index tells of a packet: its decoding time in ticks, the byte behind it, and two flags.
+_ENTRY = np.dtype([("time", "i8"), ("end", "i8"), ("is_keyframe", "?"), ("is_discarded", "?")])
 
 
 def probe(
@@ -161,11 +164,8 @@ def examine(
         entries = _index(container, stream)
         size = Path(path).stat().st_size
         is_trusted = trusts_index and 0 < len(entries) == stream.frames
-        ends = np.array([entry.pos + entry.size for entry in entries], dtype=np.float64)
-        num_beyond = int(np.count_nonzero(ends > size))
-        present = entries if is_trusted else []
-        if num_beyond and present:
-            present = [entry for entry, end in zip(entries, ends.tolist(), strict=True) if end <= size]
+        num_beyond = int(np.count_nonzero(entries["end"] > size))
+        present = entries[entries["end"] <= size] if is_trusted else entries[:0]
         walk = Walk([], [], durations=[])
         try:
             first = _walk(container, stream, walk, stop_at_first=is_trusted, on_packet=on_packet)
@@ -173,11 +173,11 @@ def examine(
             faults = list(_missing(path, container, stream, num_beyond, num_present, walk))
             if first is None:
                 raise told.undecodable(path, faults)
-            if present:
+            if len(present):
                 _finish_from_index(container, stream, walk, present, on_packet)
         except MemoryError:
             raise told.out_of_memory(path) from None
-        return _assemble(path, container, stream, walk, first, present, faults, nominal_fps)
+        return _assemble(path, container, stream, walk, first, len(present) > 0, faults, nominal_fps)
 
 
 def _assemble(
@@ -186,13 +186,13 @@ def _assemble(
     stream: Any,
     walk: Walk,
     first: Any,
-    present: list[Any],
+    is_indexed: bool,
     faults: list[Fault],
     nominal_fps: float | int | None,
 ) -> Source:
     """Turn ticks into seconds and facts into a VideoInfo."""
     rate = _nominal_rate(stream, walk)
-    wild = frozenset() if present else walk.forget_wild()
+    wild = frozenset() if is_indexed else walk.forget_wild()
     known = walk.known()
     is_known, is_backwards = is_timed(walk, known)
     tick = stream.time_base
@@ -202,7 +202,7 @@ def _assemble(
         # A file may begin with pictures that need an earlier one and are never shown, hence not the smallest stamp.
         origin = min(stamp for stamp in (stamp_of(first), walk.keys[0][0] if walk.keys else None) if stamp is not None)
         shown = known[np.searchsorted(known, origin) :]
-        if len(shown) < len(known) and not present:
+        if len(shown) < len(known) and not is_indexed:
             faults = [*faults, told.undecodable_start(len(known) - max(len(shown), 1))]
         # A frame without a stamp of its own is somewhere behind the one before it.
         unknown = [before for before in walk.before_unknown() if before >= origin]
@@ -258,7 +258,7 @@ def _assemble(
         seconds_per_tick=(tick.numerator, tick.denominator),
         origin=origin,
         is_timed=is_known,
-        is_exact=not present,
+        is_exact=not is_indexed,
         may_hold_fields=may_hold_fields,
         interval=interval,
         duration_seconds=duration,
@@ -294,44 +294,52 @@ def _walk(container: Any, stream: Any, walk: Walk, stop_at_first: bool, on_packe
 
 
 def _finish_from_index(
-    container: Any, stream: Any, walk: Walk, present: list[Any], on_packet: Callable[[], None] | None
+    container: Any, stream: Any, walk: Walk, present: Shaped[np.ndarray, " t"], on_packet: Callable[[], None] | None
 ) -> None:
     """Replace what the first packets told by the index, and read the last packets for the true end.
 
     The index holds decoding times. Key frames are shown one fixed delay after them, in nearly every file; a seek that
     lands too late is noticed and repeated.
     """
-    times = [entry.timestamp for entry in present]
-    if hasattr(present[0], "is_discard"):  # PyAV before 18 has no such attribute
-        is_left_out = [entry.is_discard for entry in present]
-        if True in is_left_out:
-            times = [time for time, is_out in zip(times, is_left_out, strict=True) if not is_out]
-    keys = [entry.timestamp for entry in present if entry.is_keyframe] or [present[0].timestamp]
+    times = present["time"][~present["is_discarded"]]
+    keys = present["time"][present["is_keyframe"]].tolist() or [int(present["time"][0])]
     delay = walk.keys[0][0] - keys[0] if walk.keys else 0
     tail = Walk([], [])
     try:
         container.seek(int(keys[-1] + delay), stream=stream)
         for packet in packets(container, stream, on_packet):
-            if packet.size and packet.dts is not None and packet.dts <= present[-1].timestamp:
+            if packet.size and packet.dts is not None and packet.dts <= present["time"][-1]:
                 tail.note(packet.pts, packet.duration)
     except (av.error.FFmpegError, OSError):
         tail = Walk([], [])
     end = sorted(stamp for stamp in tail.stamps if stamp is not None)
-    num_early = bisect.bisect_left(times, times[0] + delay)
-    if delay and num_early <= len(end) and times[num_early : num_early + 1] == [times[0] + delay]:
+    begin = times[0] + delay
+    num_early = int(np.searchsorted(times, begin))
+    if delay and num_early <= len(end) and times[num_early : num_early + 1].tolist() == [begin]:
         # Most encoders take the n-th frame's presentation time as a decoding time some frames later.
-        stamps = times[num_early:] + end[len(end) - num_early :]
+        stamps = np.append(times[num_early:], np.array(end[len(end) - num_early :], dtype=np.int64))
     else:
-        stamps = [time + delay for time in times]
-    walk.stamps = list(stamps)
+        stamps = times + delay
+    # Of hours, a list of them takes megabytes.
+    walk.stamps = cast("MutableSequence[int | None]", array("q", stamps.tobytes()))
     walk.last_duration = tail.last_duration
     walk.keys = [(key + delay, key + delay) for key in keys]
 
 
-def _index(container: Any, stream: Any) -> list[Any]:
-    """The index of an MP4 or MOV file; [] where there is none. Edit lists and fragments make it another than stored."""
+def _index(container: Any, stream: Any) -> Shaped[np.ndarray, " t"]:
+    """The index of an MP4 or MOV file, one `_ENTRY` a packet; empty where there is none.
+
+    Edit lists and fragments make it another than stored.
+    """
     entries = getattr(stream, "index_entries", None)  # PyAV before 17 has no such attribute
-    return list(entries) if entries and "mov" in container.format.name else []
+    if not entries or "mov" not in container.format.name:
+        return np.zeros(0, dtype=_ENTRY)
+    rows = (
+        # PyAV before 18 does not say what is discarded.
+        (entry.timestamp, entry.pos + entry.size, entry.is_keyframe, getattr(entry, "is_discard", False))
+        for entry in entries
+    )
+    return np.fromiter(rows, dtype=_ENTRY)
 
 
 def _nominal_rate(stream: Any, walk: Walk) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -21,7 +22,7 @@ _MAX_WILD_SHARE = 0.05
 class Walk:
     """What a walk through packets gathers."""
 
-    stamps: list[int | None]
+    stamps: MutableSequence[int | None]
     keys: list[tuple[int, int]]  # presentation stamp, what to seek to
     latest: int | None = None
     last_duration: int = 0
@@ -75,13 +76,13 @@ def is_timed(walk: Walk, known: Shaped[np.ndarray, " t"]) -> tuple[bool, bool]:
     return is_sane and is_forward, is_known and not is_forward
 
 
-def are_apart(stamps: list[int | None], ticks: float | Fraction) -> bool:
+def are_apart(stamps: Sequence[int | None], ticks: float | Fraction) -> bool:
     """Whether every packet has a stamp, so far from all others that each must be a whole frame."""
     known = sorted(stamp for stamp in stamps if stamp is not None)
     return len(known) == len(stamps) and all(b - a >= ticks for a, b in itertools.pairwise(known))
 
 
-def _wild(stamps: list[int | None]) -> frozenset[int]:
+def _wild(stamps: Sequence[int | None]) -> frozenset[int]:
     """Stamps after which, further on than pictures are reordered, at least two smaller ones come."""
     wild = set()
     least, second = _MAX_TICKS << 10, _MAX_TICKS << 10
