@@ -38,9 +38,14 @@ def resize(
         pixels = pixels.to(device)
     # (t, 3, h, w) in channels-last memory, which is how the frames lie already: torch's uint8 kernel wants that.
     pixels = pixels.permute(0, 3, 1, 2)
-    result = torch.empty((len(pixels), 3, *size), dtype=torch.uint8, device=pixels.device)
-    for begin in range(0, len(pixels), _CHUNK):
-        result[begin : begin + _CHUNK] = _resize_chunk(pixels[begin : begin + _CHUNK], size)
+    if len(pixels) <= _CHUNK:
+        # Not copied into a tensor of its own as below: torch shares that out among threads, and waiting for the second
+        # one on busy cores took longer than resizing a frame.
+        result = _resize_chunk(pixels, size).contiguous()
+    else:
+        result = torch.empty((len(pixels), 3, *size), dtype=torch.uint8, device=pixels.device)
+        for begin in range(0, len(pixels), _CHUNK):
+            result[begin : begin + _CHUNK] = _resize_chunk(pixels[begin : begin + _CHUNK], size)
     return result if device is None else result.to(device)
 
 
