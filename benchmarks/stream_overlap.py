@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from long_video import make_long_video
+from long_video import make_long_video, sliding_texture
+from moving_scene import moving_scene
 from records import publish
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +31,7 @@ from liteframe.video.sample import Sampling
 from liteframe.video.transform import normalize, resize
 
 QUESTION = "What is shown?"
+PICTURES = {"scene": moving_scene, "texture": sliding_texture}
 
 
 def stages_alone(model: VideoLLM, video: Path, frames: int) -> dict[str, float]:
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--encoder", help="the model's own if left out")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--group", type=int, default=60, help="frames of a group of pictures")
+    parser.add_argument("--pictures", choices=list(PICTURES), default="scene", help="a texture decodes faster")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="also write the JSON there")
     parser.add_argument("--tiny", action="store_true", help="a short file, to try this script")
@@ -91,8 +94,10 @@ def main() -> None:
     seconds = 20 if arguments.tiny else 3600
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
-        name = f"slide-{seconds}s-{arguments.group}.mp4"
-        video = make_long_video(work / name, seconds, 4 if arguments.tiny else 24, arguments.group)
+        name = f"{arguments.pictures}-{seconds}s-groups-of-{arguments.group}.mp4"
+        pictures = PICTURES[arguments.pictures]
+        piece = 4 if arguments.tiny else 24
+        video = make_long_video(work / name, seconds, piece, arguments.group, pictures, "medium")
         model.ask(video, QUESTION, num_frames=min(16, arguments.frames))  # what is done once is done
         runs = [measure(model, video, arguments.frames) for _ in range(arguments.repeats)]
 
@@ -119,6 +124,7 @@ def main() -> None:
         "model": arguments.model,
         "encoder": model.encoder.name,
         "group": arguments.group,
+        "pictures": arguments.pictures,
         "ratio": ratio,
         "wall_seconds": wall,
         **medians,
