@@ -486,7 +486,7 @@ def test_bench_prints_a_row_and_its_bound_for_each_setting(liteframe, stub):
     )
     assert json.loads(ran.out)["rows"][0]["visual_tokens"] == 128
     others = {"device": "cpu", "dtype": "float32", "out": "x", "repeats": 2, "answer_tokens": 3, "seed": 7}
-    others |= {"precision": None, "compile_encoders": False, "batch_frames": None}
+    others |= {"precision": None, "compile_encoders": False, "batch_frames": None, "student": None}
     assert asked[1] == ("internvl3-1b", [4, 512], ["pooled"], others)
 
 

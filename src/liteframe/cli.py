@@ -236,6 +236,7 @@ def adapt(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) 
     liteframe bench --out runs/bench
     liteframe bench --shape internvl3-2b --frames 4 --method teacher,liteframe --repeats 1 --device cpu
     liteframe bench --shape internvl3-8b --frames 8,64,512 --device cuda --out runs/bench-8b --json
+    liteframe bench --shape internvl3-1b --frames 64 --method liteframe --student liteframe-b-fast
 """)
 def bench(
     shape: Annotated[str, typer.Option(help="mini, internvl3-1b, internvl3-2b or internvl3-8b.")] = "mini",
@@ -245,6 +246,7 @@ def bench(
     repeats: Annotated[int, typer.Option(help="Rounds behind the warm-up, of which medians are taken.")] = 5,
     answer_tokens: Annotated[int, typer.Option(help="Tokens of every answer.")] = 16,
     batch_frames: Annotated[int | None, typer.Option(help="Frames encoded together; else by their size.")] = None,
+    student: Annotated[str | None, typer.Option(help="LiteFrame's size in InternVL3's shapes.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -273,6 +275,7 @@ def bench(
             precision=precision,
             compile_encoders=compile_encoder,
             batch_frames=batch_frames,
+            student=student,
             on_progress=on_progress,
         )
     console = Console()

@@ -16,6 +16,7 @@ from PIL import Image
 from liteframe import runtime
 from liteframe.data.needles import NeedleConfig, write_benchmark
 from liteframe.encoders.interface import STUDENT_FOLDER
+from liteframe.encoders.student import LiteFrameEncoder
 from liteframe.errors import InputError, VideoWarning
 from liteframe.language.places import find_checkpoint
 from liteframe.language.prompt import Slots
@@ -32,6 +33,7 @@ from liteframe.latency.shapes import (
     find_shape,
     internvl3_config,
     random_model,
+    with_student,
 )
 from liteframe.pipeline import VideoLLM
 from liteframe.video.probe import probe
@@ -160,6 +162,19 @@ def test_videos_are_drawn_and_of_the_length_asked_for(tmp_path):
 def test_true_shapes_have_the_published_number_of_weights(name, millions):
     costs = CostModel(internvl3_config(name), size=(448, 448))
     assert costs.total_weights / 1e6 == pytest.approx(millions, rel=0.001)
+
+
+def test_another_student_is_counted_with_its_own_operations():
+    usual, fast = (with_student(find_shape("internvl3-1b"), name) for name in ("liteframe-b", "liteframe-b-fast"))
+    assert usual == find_shape("internvl3-1b")
+    with torch.device("meta"):
+        flops = [LiteFrameEncoder(shape.student).flops(448, 448, 64) for shape in (usual, fast)]
+    # docs/distillation.md: 8.68 and 13.97 times fewer operations than the tower.
+    assert flops[0] / flops[1] == pytest.approx(13.97 / 8.68, abs=0.01)
+    with pytest.raises(InputError, match="--student liteframe-b: mini has a student with weights"):
+        with_student(find_shape("mini"), "liteframe-b")
+    with pytest.raises(InputError, match="its tokens are not those of internvl3-1b's teacher"):
+        with_student(find_shape("internvl3-1b"), "liteframe-mini")
 
 
 def test_a_counted_prompt_is_text_around_slots():

@@ -23,7 +23,7 @@ from liteframe.latency.cost import METHODS, CostModel, QuestionCost, Rates
 from liteframe.latency.faster import make_faster, precision_of
 from liteframe.latency.measure import Pass, time_question
 from liteframe.latency.picture import draw_stages
-from liteframe.latency.shapes import SHAPES, Shape, Subject, build_subject, find_shape
+from liteframe.latency.shapes import SHAPES, Shape, Subject, build_subject, find_shape, with_student
 from liteframe.runtime import choose_device, choose_dtype
 
 Setting = tuple[str, int]
@@ -92,6 +92,7 @@ def run(
     precision: str | None = None,
     compile_encoders: bool = False,
     batch_frames: int | None = None,
+    student: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Time every stage of one question about a video of needles, for each method and number of frames.
@@ -111,6 +112,7 @@ def run(
         seed: of the videos.
         precision, compile_encoders: see `liteframe.encoders.precision.faster`; of the encoders alone.
         batch_frames: frames that are encoded together; None takes what the pipeline takes.
+        student: size of the LiteFrame encoder of one of InternVL3's shapes; None takes ``liteframe-b``.
         on_progress: called with (passes done, passes in all).
 
     Returns:
@@ -123,14 +125,15 @@ def run(
         setting that is longer than the model's context is in `left_out`.
 
     Raises:
-        InputError: an unknown shape or method, a device that is not there, a value out of range, more memory than
-            there is, or no setting that the context holds.
+        InputError: an unknown shape, method or student, a device that is not there, a value out of range, more memory
+            than there is, or no setting that the context holds.
         CheckpointError: shipped weights that cannot be loaded.
         OSError: `out` cannot be written.
     """
     target = choose_device(device)
+    shape = find_shape(shape) if isinstance(shape, str) else shape
     request = Request(
-        shape=find_shape(shape) if isinstance(shape, str) else shape,
+        shape=shape if student is None else with_student(shape, student),
         frames=tuple(dict.fromkeys(frames)),
         methods=tuple(dict.fromkeys(methods)),
         device=target,
@@ -169,6 +172,7 @@ def run(
             "repeats": repeats,
             "answer_tokens": answer_tokens,
             "batch_frames": costs.batch_frames,
+            "student": student,
             "compiled": compile_encoders,
             "seed": seed,
             "source_side": request.shape.source_side,

@@ -7,7 +7,7 @@ they answer is noise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration
@@ -106,6 +106,25 @@ def find_shape(name: str) -> Shape:
         raise InputError(f"--shape {name}: unknown; use one of {', '.join(SHAPES)}")
     student = LiteFrameConfig.named("liteframe-b")
     return Shape(name, internvl3_config(name), student, PixelConfig(), 448, counted_prompt)
+
+
+def with_student(shape: Shape, size: str) -> Shape:
+    """`shape` with a LiteFrame encoder of another size.
+
+    Raises:
+        InputError: an unknown size, one that gives other tokens, or a shape whose student has shipped weights.
+    """
+    if shape.checkpoint is not None:
+        raise InputError(f"--student {size}: {shape.name} has a student with weights; give one of InternVL3's shapes")
+    student = LiteFrameConfig.named(size)
+    if (student.feature_dim, student.patch_size, student.group_size, student.space_stride) != (
+        shape.student.feature_dim,
+        shape.student.patch_size,
+        shape.student.group_size,
+        shape.student.space_stride,
+    ):
+        raise InputError(f"--student {size}: its tokens are not those of {shape.name}'s teacher")
+    return replace(shape, student=student)
 
 
 def internvl3_config(name: str) -> InternVLConfig:
