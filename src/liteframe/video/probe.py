@@ -39,8 +39,9 @@ _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 _LIST_FORMATS = frozenset(("concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "webm_dash_manifest"))
 _STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")
 _options = {"protocol_whitelist": "file"}
-# What an index tells of a packet: its decoding time in ticks, the byte behind it, and two flags.
-_ENTRY = np.dtype([("time", "i8"), ("end", "i8"), ("is_keyframe", "?"), ("is_discarded", "?")])
+# What an index tells of a packet: its decoding time in ticks, the byte behind it (damaged ones add up to more than 64
+# bits), and two flags.
+_ENTRY = np.dtype([("time", "i8"), ("end", "f8"), ("is_keyframe", "?"), ("is_discarded", "?")])
 
 
 def probe(
