@@ -397,5 +397,4 @@ def _expected_seconds(info: VideoInfo, sampling: Sampling, num_frames: int) -> n
     """About when the frames will be, to measure time labels before decoding; None where the file does not say."""
     if info.duration_seconds is None or num_frames < 1:
         return None
-    start, end = sampling.span(info.duration_seconds)
-    return uniform_middles(start, end, num_frames)
+    return uniform_middles(*sampling.span(info.duration_seconds), num_frames)

@@ -8,11 +8,10 @@ walked through, undecoded.
 from __future__ import annotations
 
 import statistics
-from array import array
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Callable, Iterator
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import av
 import av.error
@@ -24,7 +23,7 @@ from liteframe.video import faults as told
 from liteframe.video import pictures
 from liteframe.video.isolate import Limits, probe_apart
 from liteframe.video.source import Source
-from liteframe.video.stamps import Walk, are_apart, is_timed
+from liteframe.video.stamps import Walk, are_apart, is_timed, shown_from_index
 from liteframe.video.upright import geometry_of, has_alpha
 
 # Consecutive failures to read a packet after which the rest of a file is given up.
@@ -314,15 +313,7 @@ def _finish_from_index(
     except (av.error.FFmpegError, OSError):
         tail = Walk([], [])
     end = sorted(stamp for stamp in tail.stamps if stamp is not None)
-    begin = times[0] + delay
-    num_early = int(np.searchsorted(times, begin))
-    if delay and num_early <= len(end) and times[num_early : num_early + 1].tolist() == [begin]:
-        # Most encoders take the n-th frame's presentation time as a decoding time some frames later.
-        stamps = np.append(times[num_early:], np.array(end[len(end) - num_early :], dtype=np.int64))
-    else:
-        stamps = times + delay
-    # Of hours, a list of them takes megabytes.
-    walk.stamps = cast("MutableSequence[int | None]", array("q", stamps.tobytes()))
+    walk.stamps = shown_from_index(times, delay, end)
     walk.last_duration = tail.last_duration
     walk.keys = [(key + delay, key + delay) for key in keys]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import cast
 
 import numpy as np
 from jaxtyping import Shaped
@@ -80,6 +82,29 @@ def are_apart(stamps: Sequence[int | None], ticks: float | Fraction) -> bool:
     """Whether every packet has a stamp, so far from all others that each must be a whole frame."""
     known = sorted(stamp for stamp in stamps if stamp is not None)
     return len(known) == len(stamps) and all(b - a >= ticks for a, b in itertools.pairwise(known))
+
+
+def shown_from_index(times: Shaped[np.ndarray, " t"], delay: int, end: list[int]) -> MutableSequence[int | None]:
+    """When the frames of an index are shown: all but the last ones are known by their decoding times.
+
+    Args:
+        times: int64 decoding times, in order.
+        delay: from a key frame's decoding time to its presentation time.
+        end: presentation times of the file's last packets, in order.
+    """
+    if not len(times):
+        return []
+    if abs(delay) + max(-int(times.min()), int(times.max())) >= 1 << 63:
+        return [time + delay for time in times.tolist()]  # sums of damaged numbers; `is_timed` will not take them
+    begin = int(times[0]) + delay
+    num_early = int(np.searchsorted(times, begin))
+    if delay and num_early <= len(end) and times[num_early : num_early + 1].tolist() == [begin]:
+        # Most encoders take the n-th frame's presentation time as a decoding time some frames later.
+        shown = np.append(times[num_early:], np.array(end[len(end) - num_early :], dtype=np.int64))
+    else:
+        shown = times + delay
+    # Of hours, a list of them takes megabytes.
+    return cast("MutableSequence[int | None]", array("q", shown.tobytes()))
 
 
 def _wild(stamps: Sequence[int | None]) -> frozenset[int]:
