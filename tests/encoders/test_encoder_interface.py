@@ -65,6 +65,11 @@ def test_small_frames_go_through_in_larger_batches(height, width, group_size, fr
     assert frames_at_once(height, width, group_size) == frames
 
 
+def test_a_gpu_takes_larger_batches():
+    assert frames_at_once(448, 448, 4, "cuda") == 64
+    assert frames_at_once(112, 112, 3, "cuda") == 510
+
+
 @pytest.mark.parametrize("name", list(ENCODERS))
 def test_the_interface_is_kept(name, pixels, source):
     encoder = build_encoder(name, source)

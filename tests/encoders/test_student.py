@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, InternVLVisionConfig, InternVLVisionModel
 
-from liteframe.encoders.depthwise import average_kernel, depthwise_convolution, left_padding
+from liteframe.encoders.depthwise import _sum_of_shifts, average_kernel, depthwise_convolution, left_padding
 from liteframe.encoders.loading import load_student
 from liteframe.encoders.pooling import PooledEncoder, average_pool
 from liteframe.encoders.student import NAMED, LiteFrameConfig, LiteFrameEncoder
@@ -137,6 +137,9 @@ def test_taps_are_conv3d_forwards_and_backwards(kernel, stride, size):
         torch.testing.assert_close(result, expected, atol=1e-10, rtol=0)
         for ours, theirs in zip(torch.autograd.grad(result, (hidden, weight), grad), expected_grads, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+    with torch.no_grad():  # what a compiler gets
+        shifts = _sum_of_shifts(hidden, weight[:, 0].permute(1, 2, 3, 0), stride)
+        torch.testing.assert_close(shifts, expected, atol=1e-10, rtol=0)
 
 
 def test_taps_give_gradients_only_where_asked():

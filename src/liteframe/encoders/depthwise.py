@@ -4,7 +4,7 @@ On CPU a depth-wise convolution moves much memory and computes little, and the l
 permuted copies of the whole tensor around a slow kernel. As taps it is one fused multiply-add of a shifted view for
 every tap, with no copy; `_Taps` has its own backward, because autograd's would fill a tensor with zeros for every
 shifted view. In 2-D the library takes channels last as they lie: as planes it is one such convolution for every tap in
-time, and alone about twice as fast as taps (docs/performance.md).
+time, or one alone where the kernel is 1 x 1 in space (docs/performance.md has the times, on a CPU and on a GPU).
 
 Padding is chosen so that output i looks at the inputs from ``stride * i - left_padding`` on; `average_kernel` therefore
 is exactly the mean over the window ``stride * i ... stride * i + stride - 1``.
@@ -27,8 +27,9 @@ from torch.autograd.function import once_differentiable
 
 Triple = tuple[int, int, int]
 METHODS = ("auto", "taps", "planes", "convolution")
-"""How to compute; ``auto``: convolution on CUDA. Elsewhere taps where gradients are wanted or the kernel is 1 x 1 in
-space; of the others, planes where only time is strided and windows overlap in it, and else convolution."""
+"""How to compute; ``auto``: taps where gradients are wanted. Else, on CUDA, taps where it is compiled and planes where
+it is not; elsewhere taps where the kernel is 1 x 1 in space, of the others planes where only time is strided and
+windows overlap in it, and else convolution."""
 _Slices = tuple[slice, ...]
 
 
@@ -61,14 +62,15 @@ def depthwise_convolution(
     """
     weight = weight.to(hidden.dtype)
     if method == "auto":
-        method = "convolution" if hidden.device.type == "cuda" else "taps"
-        if method == "taps" and weight.shape[-2:] != (1, 1) and not torch.is_grad_enabled():
-            # Conv3d took 29 times as long on an AMD EPYC (Zen 5) where only time is strided and windows overlap.
-            method = "planes" if stride[1:] == (1, 1) and weight.shape[2] > stride[0] else "convolution"
+        method = _method(hidden.device.type, (weight.shape[2], weight.shape[3], weight.shape[4]), stride)
     if method == "planes":
-        return _sum_of_planes(hidden, weight, stride)
+        in_time_only = weight.shape[3:] == (1, 1) and stride[1:] == (1, 1)
+        return _plane_of_time(hidden, weight, stride[0]) if in_time_only else _sum_of_planes(hidden, weight, stride)
     if method == "taps":
-        return _Taps.apply(hidden, weight[:, 0].permute(1, 2, 3, 0).contiguous(), stride)
+        taps = weight[:, 0].permute(1, 2, 3, 0).contiguous()
+        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            return _sum_of_shifts(hidden, taps, stride)
+        return _Taps.apply(hidden, taps, stride)
     padding = [left_padding(size, step) for size, step in zip(weight.shape[2:], stride, strict=True)]
     channels_first = hidden.permute(0, 4, 1, 2, 3)
     result = F.conv3d(channels_first, weight, stride=stride, padding=padding, groups=len(weight))
@@ -94,6 +96,47 @@ def _sum_of_planes(
             result[:, target] += plane
     assert result is not None  # a kernel is at least as large as its stride
     return result.contiguous()
+
+
+def _method(device_type: str, kernel: Triple, stride: Triple) -> str:
+    """What ``auto`` takes."""
+    if torch.is_grad_enabled():
+        return "taps"
+    if device_type == "cuda":
+        return "taps" if torch.compiler.is_compiling() else "planes"
+    if kernel[1:] == (1, 1):
+        return "taps"
+    # Conv3d took 29 times as long on an AMD EPYC (Zen 5) where only time is strided and windows overlap.
+    return "planes" if stride[1:] == (1, 1) and kernel[0] > stride[0] else "convolution"
+
+
+def _plane_of_time(
+    hidden: Float[Tensor, "g t h w d"], weight: Float[Tensor, "d 1 a 1 1"], stride: int
+) -> Float[Tensor, "g t2 h w d"]:
+    """A convolution along time alone, in 2-D: a plane whose rows are time steps and whose columns are all cells."""
+    planes = hidden.flatten(2, 3).permute(0, 3, 1, 2)
+    padding = left_padding(weight.shape[2], stride), 0
+    result = F.conv2d(planes, weight[..., 0], None, (stride, 1), padding, groups=len(weight))
+    return result.permute(0, 2, 3, 1).unflatten(2, hidden.shape[2:4]).contiguous()
+
+
+def _sum_of_shifts(
+    hidden: Float[Tensor, "g t h w d"], taps: Float[Tensor, "a b c d"], stride: Triple
+) -> Float[Tensor, "g t2 h2 w2 d"]:
+    """As taps, in one expression: a compiler makes one loop of it that reads zeros at the edges and copies nothing."""
+    outputs = [size // step for size, step in zip(hidden.shape[1:4], stride, strict=True)]
+    padding = []
+    for size, kernel, step, count in zip(hidden.shape[1:4], taps.shape, stride, outputs, strict=False):
+        left = left_padding(kernel, step)
+        padding.append((left, max(0, step * (count - 1) + kernel - left - size)))
+    padded = F.pad(hidden, (0, 0, *padding[2], *padding[1], *padding[0]))
+    result = None
+    for tap in itertools.product(*(range(kernel) for kernel in taps.shape[:3])):
+        rows = (slice(k, k + step * (n - 1) + 1, step) for k, step, n in zip(tap, stride, outputs, strict=True))
+        part = padded[(slice(None), *rows)] * taps[tap]
+        result = part if result is None else result + part
+    assert result is not None
+    return result
 
 
 class TemporalConvolution(nn.Module):

@@ -27,7 +27,9 @@ STUDENT_FOLDER = "liteframe"
 """Folder of a checkpoint that holds its student, as ``LiteFrameEncoder.save_pretrained`` writes it."""
 
 
+# Of a batch, on a CPU and on a GPU; docs/performance.md has the measurements.
 _BATCH_PIXELS, _BATCH_FRAMES = 16 * 448 * 448, 128
+_GPU_BATCH_PIXELS, _GPU_BATCH_FRAMES = 64 * 448 * 448, 512
 
 
 class PixelConfig(Config):
@@ -162,14 +164,16 @@ def group_frames(pixels: Float[Tensor, "t 3 H W"], group_size: int) -> Float[Ten
     return pixels.reshape(-1, group_size, *pixels.shape[1:])
 
 
-def frames_at_once(height: int, width: int, group_size: int = 1) -> int:
+def frames_at_once(height: int, width: int, group_size: int = 1, device_type: str = "cpu") -> int:
     """Frames of `height` x `width` pixels that go through an encoder together: whole groups, at least one.
 
     As many pixels as 16 frames of 448 x 448 have, which bounds memory whatever the size of a frame, and at most 128
     frames: small frames make matrix products too small to be fast (docs/performance.md has the measurement), and what
-    is encoded while nothing more is decoded should stay short.
+    is encoded while nothing more is decoded should stay short. On CUDA four times as much: 16 frames are done before
+    the CPU has asked for all of their operations.
     """
-    frames = min(_BATCH_FRAMES, _BATCH_PIXELS // max(1, height * width))
+    pixels, most = (_GPU_BATCH_PIXELS, _GPU_BATCH_FRAMES) if device_type == "cuda" else (_BATCH_PIXELS, _BATCH_FRAMES)
+    frames = min(most, pixels // max(1, height * width))
     return max(1, frames // group_size) * group_size
 
 

@@ -53,7 +53,9 @@ def faster(
     if precision is not None:
         encoder = with_precision(encoder, precision)
     if compile_it:
-        encoder = compiled(encoder, frames_at_once(pixels.height, pixels.width, encoder.group_size))
+        encoder = compiled(
+            encoder, frames_at_once(pixels.height, pixels.width, encoder.group_size, encoder.device.type)
+        )
     return pack(encoder)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from liteframe.data.needles import MAX_FRAMES, NeedleConfig, write_benchmark
 from liteframe.encoders import ENCODERS
+from liteframe.encoders.interface import frames_at_once
 from liteframe.encoders.precision import FASTEST, PRECISIONS
 from liteframe.errors import InputError
 from liteframe.files import write_whole
@@ -73,7 +74,8 @@ class Request:
             shape.student,
             size=(shape.pixels.height, shape.pixels.width),
             bytes_per_value=self.dtype.itemsize,
-            batch_frames=self.batch_frames,
+            batch_frames=self.batch_frames
+            or frames_at_once(shape.pixels.height, shape.pixels.width, device_type=self.device.type),
             source=(shape.source_side, shape.source_side),
         )
 

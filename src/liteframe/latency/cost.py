@@ -118,7 +118,7 @@ class CostModel:
         size: height and width of the frames that encoders see, pixels.
         bytes_per_value: 2 for bfloat16 and float16, 4 for float32.
         batch_frames: frames that go through the encoder at once, whose weights are read once a batch; None takes
-            what the pipeline takes for frames of this size.
+            what the pipeline takes for frames of this size on a CPU.
         source: height and width of decoded frames; None takes `size`.
     """
 

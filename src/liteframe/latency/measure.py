@@ -68,7 +68,7 @@ def time_question(
     core, projector = model.model, model.model.multi_modal_projector
     device = model.device
     factor = round(1 / model.config.downsample_ratio)
-    batch_frames = batch_frames or frames_at_once(pixels.height, pixels.width)
+    batch_frames = batch_frames or frames_at_once(pixels.height, pixels.width, device_type=device.type)
     batch_frames = max(1, batch_frames // encoder.group_size) * encoder.group_size
     watch = Stopwatch(device)
     embeddings: list[torch.Tensor] = []

@@ -38,6 +38,8 @@ _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 _LIST_FORMATS = frozenset(("concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "webm_dash_manifest"))
 _STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")
 _options = {"protocol_whitelist": "file"}
+# A title that is no UTF-8 is no fault of the pictures. PyAV 19 takes it as it comes and has no such argument.
+_LENIENT = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 # What an index tells of a packet: its decoding time in ticks, the byte behind it (damaged ones add up to more than 64
 # bits), and two flags.
 _ENTRY = np.dtype([("time", "i8"), ("end", "f8"), ("is_keyframe", "?"), ("is_discarded", "?")])
@@ -79,7 +81,7 @@ def open_video(path: str | PathLike[str], stream_index: int | None = None) -> tu
     head = told.read_head(path)
     try:
         # An absolute path cannot be mistaken for a protocol, and a playlist cannot reach out to other hosts.
-        container: Any = av.open(fspath(Path(path).absolute()), metadata_errors="ignore", options=dict(_options))
+        container: Any = av.open(fspath(Path(path).absolute()), options=dict(_options), **_LENIENT)
     except (av.error.FFmpegError, OSError, ValueError):
         raise told.unopened(path, head) from None
     except MemoryError:
