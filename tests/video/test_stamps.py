@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
-from liteframe.video.stamps import Walk, is_timed, shown_from_index
+from liteframe.video.stamps import Walk, as_fraction, is_timed, shown_from_index
 
 
 @pytest.mark.parametrize("reordered", [0, 1, 2, 3])
@@ -33,3 +35,23 @@ def test_sums_of_damaged_numbers_are_exact_and_not_used(times, delay):
     if times != [0, 1]:
         walk = Walk(found, [])
         assert is_timed(walk, walk.known())[0] is False
+
+
+@pytest.mark.parametrize(
+    ("numerator", "denominator", "expected"),
+    [(1, 15360, Fraction(1, 15360)), (30000, 1001, Fraction(30000, 1001)), (0, 1, None), (1, 0, None), (0, 0, None)],
+)
+def test_a_rational_of_any_type_is_a_fraction_or_not_set(numerator, denominator, expected):
+    """Those of PyAV 19 are no Fraction, and say by 0/1, 1/0 or 0/0 that they are not set."""
+
+    class Rational:
+        def __init__(self) -> None:
+            self.numerator, self.denominator = numerator, denominator
+
+        def __bool__(self) -> bool:
+            return numerator != 0 and denominator != 0
+
+    found = as_fraction(Rational())
+    assert found == expected
+    assert found is None or type(found) is Fraction
+    assert as_fraction(None) is None

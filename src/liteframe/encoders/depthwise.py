@@ -4,7 +4,7 @@ On CPU a depth-wise convolution moves much memory and computes little, and the l
 permuted copies of the whole tensor around a slow kernel. As taps it is one fused multiply-add of a shifted view for
 every tap, with no copy; `_Taps` has its own backward, because autograd's would fill a tensor with zeros for every
 shifted view. In 2-D the library takes channels last as they lie: as planes it is one such convolution for every tap in
-time, or one alone where the kernel is 1 x 1 in space (docs/performance.md has the times, on a CPU and on a GPU).
+time (docs/performance.md has the times, on a CPU and on a GPU).
 
 Padding is chosen so that output i looks at the inputs from ``stride * i - left_padding`` on; `average_kernel` therefore
 is exactly the mean over the window ``stride * i ... stride * i + stride - 1``.
@@ -27,9 +27,8 @@ from torch.autograd.function import once_differentiable
 
 Triple = tuple[int, int, int]
 METHODS = ("auto", "taps", "planes", "convolution")
-"""How to compute; ``auto``: taps where gradients are wanted. Else, on CUDA, taps where it is compiled and planes where
-it is not; elsewhere taps where the kernel is 1 x 1 in space, of the others planes where only time is strided and
-windows overlap in it, and else convolution."""
+"""How to compute; ``auto``: taps on CUDA, where gradients are wanted, and where the kernel is 1 x 1 in space; of the
+others planes where only time is strided and windows overlap in it, and else convolution."""
 _Slices = tuple[slice, ...]
 
 
@@ -64,8 +63,7 @@ def depthwise_convolution(
     if method == "auto":
         method = _method(hidden.device.type, (weight.shape[2], weight.shape[3], weight.shape[4]), stride)
     if method == "planes":
-        in_time_only = weight.shape[3:] == (1, 1) and stride[1:] == (1, 1)
-        return _plane_of_time(hidden, weight, stride[0]) if in_time_only else _sum_of_planes(hidden, weight, stride)
+        return _sum_of_planes(hidden, weight, stride)
     if method == "taps":
         taps = weight[:, 0].permute(1, 2, 3, 0).contiguous()
         if torch.compiler.is_compiling() and not torch.is_grad_enabled():
@@ -100,24 +98,10 @@ def _sum_of_planes(
 
 def _method(device_type: str, kernel: Triple, stride: Triple) -> str:
     """What ``auto`` takes."""
-    if torch.is_grad_enabled():
-        return "taps"
-    if device_type == "cuda":
-        return "taps" if torch.compiler.is_compiling() else "planes"
-    if kernel[1:] == (1, 1):
+    if torch.is_grad_enabled() or device_type == "cuda" or kernel[1:] == (1, 1):
         return "taps"
     # Conv3d took 29 times as long on an AMD EPYC (Zen 5) where only time is strided and windows overlap.
     return "planes" if stride[1:] == (1, 1) and kernel[0] > stride[0] else "convolution"
-
-
-def _plane_of_time(
-    hidden: Float[Tensor, "g t h w d"], weight: Float[Tensor, "d 1 a 1 1"], stride: int
-) -> Float[Tensor, "g t2 h w d"]:
-    """A convolution along time alone, in 2-D: a plane whose rows are time steps and whose columns are all cells."""
-    planes = hidden.flatten(2, 3).permute(0, 3, 1, 2)
-    padding = left_padding(weight.shape[2], stride), 0
-    result = F.conv2d(planes, weight[..., 0], None, (stride, 1), padding, groups=len(weight))
-    return result.permute(0, 2, 3, 1).unflatten(2, hidden.shape[2:4]).contiguous()
 
 
 def _sum_of_shifts(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from liteframe.video import faults as told
 from liteframe.video import pictures
 from liteframe.video.isolate import Limits, probe_apart
 from liteframe.video.source import Source
-from liteframe.video.stamps import Walk, are_apart, is_timed, shown_from_index
+from liteframe.video.stamps import Walk, are_apart, as_fraction, is_timed, shown_from_index
 from liteframe.video.upright import geometry_of, has_alpha
 
 # Consecutive failures to read a packet after which the rest of a file is given up.
@@ -39,7 +40,7 @@ _LIST_FORMATS = frozenset(("concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp
 _STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")
 _options = {"protocol_whitelist": "file"}
 # A title that is no UTF-8 is no fault of the pictures. PyAV 19 takes it as it comes and has no such argument.
-_LENIENT = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+_LENIENT: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 # What an index tells of a packet: its decoding time in ticks, the byte behind it (damaged ones add up to more than 64
 # bits), and two flags.
 _ENTRY = np.dtype([("time", "i8"), ("end", "f8"), ("is_keyframe", "?"), ("is_discarded", "?")])
@@ -197,7 +198,7 @@ def _assemble(
     wild = frozenset() if is_indexed else walk.forget_wild()
     known = walk.known()
     is_known, is_backwards = is_timed(walk, known)
-    tick = stream.time_base
+    tick = as_fraction(stream.time_base) or Fraction(1)
     num_packets = len(walk.stamps)
     if is_known:
         interval = 1 / rate
@@ -221,7 +222,7 @@ def _assemble(
         is_known and are_apart(walk.stamps, 0.75 / rate / tick)
     )
     is_whole = not any(fault.kind == "truncated" for fault in faults) and not may_hold_fields
-    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    aspect = as_fraction(stream.sample_aspect_ratio) or as_fraction(stream.codec_context.sample_aspect_ratio)
     geometry = geometry_of(first, aspect)
     width, height = geometry.displayed_size
     num_streams = sum(not _disposition(other) & _COVER for other in container.streams.video)
@@ -338,8 +339,9 @@ def _index(container: Any, stream: Any) -> Shaped[np.ndarray, " t"]:
 
 def _nominal_rate(stream: Any, walk: Walk) -> float:
     """Frames a second as the headers say; as the packets say where those make no sense."""
-    usual = statistics.median(walk.durations) * stream.time_base if walk.durations else 0
-    for rate in (stream.average_rate, stream.guessed_rate, 1 / usual if usual else 0):
+    tick = as_fraction(stream.time_base)
+    usual = statistics.median(walk.durations) * tick if walk.durations and tick else 0
+    for rate in (as_fraction(stream.average_rate), as_fraction(stream.guessed_rate), 1 / usual if usual else 0):
         if rate and _MIN_FPS <= rate <= _MAX_FPS:
             return float(rate)
     return _FALLBACK_FPS
@@ -363,7 +365,7 @@ def _missing(
     elif stream.frames > num_present and not is_indexed:
         yield told.missing_frames(stream.frames, num_present)
     elif container.format.name == "flv" and container.duration and walk.latest is not None:
-        promised, found = container.duration / av.time_base, float(walk.latest * stream.time_base)
+        promised, found = container.duration / av.time_base, float(walk.latest * (as_fraction(stream.time_base) or 0))
         if found < 0.9 * promised - 1:
             yield told.missing_seconds(promised, found)
     else:

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Shaped
@@ -76,6 +76,16 @@ def is_timed(walk: Walk, known: Shaped[np.ndarray, " t"]) -> tuple[bool, bool]:
     num_different = 1 + np.count_nonzero(np.diff(known))
     is_sane = is_known and bool(num_different > 0.5 * len(known)) and int(known[-1]) - int(known[0]) < _MAX_TICKS
     return is_sane and is_forward, is_known and not is_forward
+
+
+def as_fraction(rational: Any) -> Fraction | None:
+    """A rational of PyAV as Python's; None where it is not set.
+
+    PyAV 19 has a type of its own, which rounds products to 32 bits and may be 0/1 (not set), 1/0 or 0/0.
+    """
+    if not rational or not rational.denominator:
+        return None
+    return Fraction(rational.numerator, rational.denominator)
 
 
 def are_apart(stamps: Sequence[int | None], ticks: float | Fraction) -> bool:
