@@ -42,6 +42,15 @@ def tune_allocator() -> bool:
     return all(accepted)
 
 
+def return_freed_memory() -> None:
+    """Give what was freed back to the system, glibc's only: `tune_allocator` keeps it.
+
+    For what is rare and large. What is needed next is faulted in anew, so that it is not for every operation.
+    """
+    if sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def choose_device(name: str = "auto") -> torch.device:
     """The torch device for `name`; ``auto`` takes CUDA, then MPS, then the CPU. Raises InputError if it is absent."""
     import torch

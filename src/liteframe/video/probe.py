@@ -19,6 +19,7 @@ import av.error
 import numpy as np
 from jaxtyping import Shaped
 
+from liteframe.runtime import return_freed_memory
 from liteframe.types import Fault, VideoInfo
 from liteframe.video import faults as told
 from liteframe.video import pictures
@@ -32,6 +33,7 @@ _READ_ATTEMPTS = 32
 _FALLBACK_FPS = 25.0
 # Rates beyond these are a header's nonsense.
 _MIN_FPS, _MAX_FPS = 0.01, 500.0
+_LONG_INDEX = 1 << 16  # frames from which on what reading an index took is worth giving back
 _COVER = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 _DEFAULT = 0x1
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
@@ -88,10 +90,13 @@ def open_video(path: str | PathLike[str], stream_index: int | None = None) -> tu
     except MemoryError:
         raise told.out_of_memory(path) from None
     try:
-        return container, _choose_stream(path, container, head, stream_index)
+        stream = _choose_stream(path, container, head, stream_index)
     except BaseException:
         container.close()
         raise
+    if stream.frames > _LONG_INDEX:
+        return_freed_memory()  # FFmpeg frees twice what it keeps of an index
+    return container, stream
 
 
 def _choose_stream(path: str | PathLike[str], container: Any, head: bytes, stream_index: int | None) -> Any:
@@ -180,7 +185,11 @@ def examine(
                 _finish_from_index(container, stream, walk, present, on_packet)
         except MemoryError:
             raise told.out_of_memory(path) from None
-        return _assemble(path, container, stream, walk, first, len(present) > 0, faults, nominal_fps)
+        source = _assemble(path, container, stream, walk, first, len(present) > 0, faults, nominal_fps)
+    if len(source.stamps) > _LONG_INDEX:
+        del entries, present, walk, first
+        return_freed_memory()
+    return source
 
 
 def _assemble(
@@ -339,8 +348,7 @@ def _index(container: Any, stream: Any) -> Shaped[np.ndarray, " t"]:
 
 def _nominal_rate(stream: Any, walk: Walk) -> float:
     """Frames a second as the headers say; as the packets say where those make no sense."""
-    tick = as_fraction(stream.time_base)
-    usual = statistics.median(walk.durations) * tick if walk.durations and tick else 0
+    usual = statistics.median(walk.durations) * (as_fraction(stream.time_base) or 0) if walk.durations else 0
     for rate in (as_fraction(stream.average_rate), as_fraction(stream.guessed_rate), 1 / usual if usual else 0):
         if rate and _MIN_FPS <= rate <= _MAX_FPS:
             return float(rate)
