@@ -384,6 +384,34 @@ def test_evaluate_shows_the_official_mean_of_the_groups(liteframe, stub):
     assert (asked["resume"], asked["bad_videos"], asked["cache"]) == (False, "skip", None)
 
 
+def test_evaluate_takes_several_benchmarks_each_from_its_folder(liteframe, stub, tmp_path):
+    asked = []
+
+    def evaluate(benchmark, data, model, encoders, frames, **options):
+        asked.append((benchmark, data, options["out"]))
+        return {"benchmark": benchmark, "model": model, "results": []}
+
+    stub("evaluation.runner", evaluate=evaluate)
+    stub("evaluation.benchmarks", load_benchmark=lambda name, folder: asked.append(("read", name, folder)))
+    data = ("--data", f"mvbench={tmp_path / 'b'}", "--data", f"needles={tmp_path / 'a'}")
+    ran = liteframe("evaluate", "needles,mvbench", *data, "--out", tmp_path / "out", "--json")
+    assert asked == [
+        ("read", "needles", tmp_path / "a"),
+        ("read", "mvbench", tmp_path / "b"),
+        ("needles", tmp_path / "a", tmp_path / "out" / "needles"),
+        ("mvbench", tmp_path / "b", tmp_path / "out" / "mvbench"),
+    ]
+    assert [one["benchmark"] for one in json.loads(ran.out)["benchmarks"]] == ["needles", "mvbench"]
+    for wrong, words in (
+        (("--data", "x"), "give NAME=DIR once for each"),
+        (("--data", "needles=x"), "add mvbench=DIR"),
+        (("--data", "needles=x", "--data", "needles=y", "--data", "mvbench=z"), "give NAME=DIR once for each"),
+        (("--data", "needles=x", "--data", "mvbench=z", "--data", "lvbench=z"), "give NAME=DIR once for each"),
+    ):
+        ran = liteframe("evaluate", "needles,mvbench", *wrong)
+        assert ran.status == 2 and words in " ".join(ran.err.replace("│", " ").split())
+
+
 def test_evaluate_check_names_what_is_missing(liteframe, tmp_path, clip):
     def record(name):
         return {

@@ -52,6 +52,27 @@ def test_a_part_of_a_video_and_a_folder_of_pictures(mini: str, tmp_path: Path, w
     assert pictures.seconds.max() < 1.0 and set(np.round(pictures.seconds * 3, 6)) <= {0.0, 1.0, 2.0}
 
 
+def test_two_benchmarks_in_one_command_leave_what_each_alone_does(mini: str, tmp_path: Path) -> None:
+    folders = {"mvbench": tmp_path / "m", "hlvid": tmp_path / "h"}
+    official.mvbench(folders["mvbench"])
+    official.hlvid(folders["hlvid"])
+    command = [sys.executable, "-m", "liteframe", "evaluate"]
+    data = [word for name, folder in folders.items() for word in ("--data", f"{name}={folder}")]
+    rest = ["--frames", "4", "--device", "cpu", "--json"]
+    both = [*command, ",".join(folders), *data, *rest, "--out", str(tmp_path / "both")]
+    found = json.loads(subprocess.run(both, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    for one, (name, folder) in zip(found["benchmarks"], folders.items(), strict=True):
+        alone = evaluate(name, folder, mini, ["teacher"], [4], out=tmp_path / "alone" / name, device="cpu")
+        keys = ("questions", "accuracy", "ci95", "by_group", "unparsed")
+        assert [one["results"][0][key] for key in keys] == [alone["results"][0][key] for key in keys]
+        lines = [
+            [json.loads(line) for line in (tmp_path / way / name / "predictions-teacher-4.jsonl").open()]
+            for way in ("both", "alone")
+        ]
+        for ours, exact in zip(*lines, strict=True):
+            assert (ours["id"], ours["text"], ours["right"]) == (exact["id"], exact["text"], exact["right"])
+
+
 def test_subtitles_stand_between_the_frames(mini: str, tmp_path: Path, watched: list) -> None:
     official.longvideobench(tmp_path)
     evaluate("longvideobench_w_subtitle", tmp_path, mini, ["teacher"], [4], device="cpu")
