@@ -1,7 +1,10 @@
-"""Servers with the tiny random model, for this folder's tests."""
+"""Servers with the tiny random model, for this folder's tests; none in an environment of another program's own."""
 
 from __future__ import annotations
 
-from tiny_server import listen, model, serve
+from importlib.util import find_spec
 
-__all__ = ["listen", "model", "serve"]
+if find_spec("uvicorn") is not None:
+    from tiny_server import listen, model, serve
+
+    __all__ = ["listen", "model", "serve"]
