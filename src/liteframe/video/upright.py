@@ -100,12 +100,9 @@ def geometry_of(frame: Any, sample_aspect_ratio: Fraction | None) -> Geometry:
 def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
     """(a, b, c, d) of the display matrix, which shows the stored point (x, y) at (a x + c y, b x + d y)."""
     try:
-        found = list(frame.side_data or ())
-    except ValueError:  # a kind of side data that this PyAV has no name for hides all the others
+        data = frame.side_data["DISPLAYMATRIX"]
+    except (KeyError, ValueError):  # none; or a kind of side data that this PyAV has no name for hides all of it
         return None
-    for data in found:
-        if getattr(getattr(data, "type", None), "name", "") == "DISPLAYMATRIX":
-            m = struct.unpack("=9i", bytes(data)[:36])
-            # An all-zero matrix appears in damaged headers and means nothing.
-            return (m[0], m[1], m[3], m[4]) if m[0] * m[4] - m[1] * m[3] else None
-    return None
+    m = struct.unpack("=9i", bytes(data)[:36])
+    # An all-zero matrix appears in damaged headers and means nothing.
+    return (m[0], m[1], m[3], m[4]) if m[0] * m[4] - m[1] * m[3] else None
