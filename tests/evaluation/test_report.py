@@ -507,6 +507,39 @@ def test_labels_of_frames_miss_each_other_and_the_markers(written, monkeypatch: 
     assert (axes.get_xscale(), axes.get_title(loc="left")) == ("log", "needles, mini")
 
 
+def test_many_methods_with_one_setting_each_are_named_and_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {}
+    monkeypatch.setattr(report_pictures, "content_of", lambda figure, kind: shown.setdefault("figure", figure) and b"")
+    encoders = [*"abcdefgh", "a"]
+    rows = [
+        {"benchmark": "needles", "model": "mini" if i < 8 else "other", "encoder": encoder, "frames": 64 * (i + 1),
+         "method": f"{encoder} ({'mini' if i < 8 else 'other'})", "seconds": 0.1 * (i + 1), "accuracy": 0.1 * i,
+         "ci95": [0.1 * i, 0.1 * i + 0.05], "pareto": False, "by_group": {}, "visual_tokens": 64.0}
+        for i, encoder in enumerate(encoders)
+    ]  # fmt: skip
+    report_pictures.draw_latency(rows, "png")
+    (axes,) = shown["figure"].axes
+    texts = {text.get_text() for text in axes.texts}
+    assert texts == {
+        "b, 128",
+        "c, 192",
+        "d, 256",
+        "e, 320",
+        "f, 384",
+        "g, 448",
+        "h, 512",
+        "a (mini), 64",
+        "a (other), 576",
+    }
+    looks = []
+    for container in axes.containers:
+        line = container.lines[0]
+        looks.append((line.get_marker(), line.get_color(), line.get_markerfacecolor()))
+    assert len(set(looks)) == len(rows)
+    # Of the eighth on the colours begin again: hollow.
+    assert [face == LIGHT.paper for _, _, face in looks] == [False] * 7 + [True] * 2
+
+
 def test_frames_have_a_panel_for_each_task_and_the_rows_values(written, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {}
     monkeypatch.setattr(report_pictures, "content_of", lambda figure, kind: shown.setdefault("figure", figure) and b"")

@@ -47,13 +47,19 @@ def by_method(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def look_of(rows: Sequence[Row], method: str, theme: Theme) -> dict[str, Any]:
-    """A method's line in every picture: its colour, and a marker besides, for those who see or print no colours."""
+    """A method's line in every picture: its colour, and a marker besides, for those who see or print no colours.
+
+    Where the colours begin again, markers are hollow and lines are broken: a method may have a marker and no line.
+    """
     place = unique(rows, "method").index(method)
-    dashes = ("-", "--", ":")[place // len(theme.methods) % 3]
+    again = place // len(theme.methods)
+    dashes = ("-", "--", ":")[again % 3]
     colour, marker = theme.methods[place % len(theme.methods)], MARKERS[place % len(MARKERS)]
+    inside, edge, edge_width = (theme.paper, colour, 1.6) if again % 2 else (colour, theme.paper, 0.8)
     return {
         "color": colour, "marker": marker, "linestyle": dashes, "label": method, "zorder": 3, "linewidth": 1.8,
-        "markersize": 6.5, "elinewidth": 1.1, "capsize": 2.5, "markeredgecolor": theme.paper, "markeredgewidth": 0.8,
+        "markersize": 6.5, "elinewidth": 1.1, "capsize": 2.5, "markerfacecolor": inside, "markeredgecolor": edge,
+        "markeredgewidth": edge_width,
     }  # fmt: skip
 
 

@@ -172,22 +172,22 @@ def _set_latency_axes(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def _label_frames(axes: Any, rows: Sequence[Row], colours: Sequence[tuple[float, ...]]) -> None:
-    """The number of frames beside each marker, on the side where it covers least of the rest."""
+    """`_texts` beside the markers, each on the side where it covers least of the rest."""
     renderer = axes.figure.canvas.get_renderer()
     scale = axes.figure.dpi / 72
     at = axes.transData.transform([(row["seconds"], row["accuracy"]) for row in rows]).tolist()
     crossed = [place for line in _lines(axes, rows) for place in line]
     taken: list[tuple[float, float, float, float]] = []
     inside = axes.get_window_extent(renderer)
-    for (x, y), row, colour in zip(at, rows, colours, strict=True):
+    for (x, y), row, colour, text in zip(at, rows, colours, _texts(rows), strict=True):
         label = axes.annotate(
-            str(row["frames"]), (row["seconds"], row["accuracy"]), xytext=(0, 0), textcoords="offset points",
+            text, (row["seconds"], row["accuracy"]), xytext=(0, 0), textcoords="offset points",
             ha="center", va="center", fontsize=9, fontweight="bold", color=colour, zorder=5,
         )  # fmt: skip
         extent = label.get_window_extent(renderer)
         half_width, half_height = float(extent.width) / 2 + scale, float(extent.height) / 2
         best = None
-        for reach in (1.0, 1.6):
+        for reach in (1.0, 1.6, 2.4):
             for step in (1, 7, 3, 5, 0, 4, 2, 6):  # the corners first: bars are above and below, lines at the sides
                 angle = step * math.pi / 4
                 dx = math.cos(angle) * (half_width + 7 * scale) * reach
@@ -203,6 +203,22 @@ def _label_frames(axes: Any, rows: Sequence[Row], colours: Sequence[tuple[float,
         assert best is not None
         label.set_position((best[1] / scale, best[2] / scale))
         taken.append(best[3])
+
+
+def _texts(rows: Sequence[Row]) -> list[str]:
+    """The number of frames, and of a method with one row only the encoder's name, or its own where two share that.
+
+    A line tells which markers belong together, and the legend whose they are; a marker alone should not need it.
+    """
+    methods = [row["method"] for row in rows]
+    names = {row["method"]: row["encoder"] for row in rows}
+    encoders = list(names.values())
+    return [
+        str(row["frames"])
+        if methods.count(row["method"]) > 1
+        else f"{row['encoder'] if encoders.count(row['encoder']) == 1 else row['method']}, {row['frames']}"
+        for row in rows
+    ]
 
 
 def _lines(axes: Any, rows: Sequence[Row]) -> Iterator[list[tuple[float, float]]]:
