@@ -45,10 +45,11 @@ from liteframe.prefetch import prefetched
 from liteframe.runtime import Stopwatch
 from liteframe.token_cache import CachedVideo, TokenCache
 from liteframe.types import Answer, VideoInfo, VideoTokens
-from liteframe.video.decode import expected_frames, iter_frames
+from liteframe.video.decode import expected_frames, expected_seconds, iter_frames
 from liteframe.video.isolate import Limits
-from liteframe.video.probe import probe
-from liteframe.video.sample import Sampling, uniform_middles
+from liteframe.video.probe import examine, probe
+from liteframe.video.sample import Sampling
+from liteframe.video.source import Source
 from liteframe.video.transform import normalize, resize
 
 DEFAULT_FRAMES = 32
@@ -84,8 +85,7 @@ class VideoLLM:
         self.backend = backend
         self._last: EncodedVideo | None = None
         size = (checkpoint.pixels.height, checkpoint.pixels.width)
-        # Decoded and then encoded together.
-        self.batch_frames = frames_at_once(*size, encoder.group_size, checkpoint.model.device.type)
+        self.batch_frames = frames_at_once(*size, encoder.group_size, checkpoint.model.device.type)  # at once
         self.language = VideoLanguageModel(checkpoint, pruning=prefill_pruning(encoder))
         grid = encoder.grid(*size)
         self.tokens_per_slot = self.language.tokens_per_slot(grid)
@@ -247,13 +247,17 @@ class VideoLLM:
         if found is not None:
             self.language.check_fits(question, found.visual.slots, self.tokens_per_slot, max_new_tokens)
         else:
-            info = probe(path, isolate=self.isolate)
+            opening = Stopwatch()
+            with opening.stage("decode"):
+                source = None if self.isolate else examine(path)
+                info = probe(path, isolate=self.isolate) if source is None else source.info
             share = sampling.share(info.duration_seconds)
             shows = sampling.shows_of_each((info.num_frames or 0) * share, self.encoder.group_size)
             expected = shows * self._expected_frames(info, sampling)
-            slots = Slots(expected, self.encoder.group_size, _expected_seconds(info, sampling, expected))
+            slots = Slots(expected, self.encoder.group_size, expected_seconds(info, sampling, expected))
             self.language.check_fits(question, slots, self.tokens_per_slot, max_new_tokens)
-            found = self._stream(path, sampling, shows, expected, key, on_progress)
+            found = self._stream(source or path, sampling, shows, expected, key, on_progress)
+            found.timings["decode"] += opening.seconds["decode"]
         encoded = dataclasses.replace(found, wall_seconds=time.perf_counter() - begin)
         if key is not None:
             # The same object for the next question, which then finds the language model's part done as well.
@@ -267,16 +271,17 @@ class VideoLLM:
         return expected_frames(info, sampling)
 
     def _stream(
-        self, path: str, sampling: Sampling, shows: int, expected: int, key: str | None, on_progress: Progress | None
+        self, video: str | Source, sampling: Sampling, shows: int, expected: int, key: str | None, tell: Progress | None
     ) -> EncodedVideo:
         """Steps 3 to 6, step 3 in a thread of its own."""
+        path = video if isinstance(video, str) else video.info.path
         reading, watch = Stopwatch(), Stopwatch(self.language.device)
         faults: deque[str] = deque()
         told: list[str] = []
         seconds: list[float] = []
         embeddings: list[torch.Tensor] = []
         features: list[torch.Tensor] = []
-        decoded = partial(self._batches, path, sampling, shows, reading, faults.append)
+        decoded = partial(self._batches, video, sampling, shows, reading, faults.append)
         with closing(prefetched(decoded, name="liteframe-decode")) as batches:
             for times, pixels in batches:
                 with watch.stage("preprocess"):
@@ -290,8 +295,8 @@ class VideoLLM:
                         features.append(tokens.features.cpu())
                 seconds += times
                 told += _tell(path, faults)
-                if on_progress is not None:
-                    on_progress(len(seconds), max(expected, len(seconds)))
+                if tell is not None:
+                    tell(len(seconds), max(expected, len(seconds)))
         told += _tell(path, faults)
         times_seen = np.asarray(seconds, dtype=np.float64)
         if key is not None:
@@ -300,12 +305,12 @@ class VideoLLM:
         return self._encoded(path, torch.cat(embeddings), times_seen, timings, key)
 
     def _batches(
-        self, path: str, sampling: Sampling, shows: int, watch: Stopwatch, on_warning: Callable[[str], None]
+        self, video: str | Source, sampling: Sampling, shows: int, watch: Stopwatch, on_warning: Callable[[str], None]
     ) -> Iterator[tuple[list[float], torch.Tensor]]:
         """Whole groups of decoded frames, each `shows` times, at the model's size; only the last group is short."""
         size, device = (self.checkpoint.pixels.height, self.checkpoint.pixels.width), self.encoder.device
         # Its warnings are told by the caller: Python's filters and hooks for them belong to the thread that set them.
-        frames = iter_frames(path, sampling, on_warning, isolate=self.isolate, backend=self.backend)
+        frames = iter_frames(video, sampling, on_warning, isolate=self.isolate, backend=self.backend)
         seconds: list[float] = []
         pixels: list[torch.Tensor] = []
         while True:
@@ -392,10 +397,3 @@ def _sampling(
     if num_frames is None and fps is None:
         num_frames = DEFAULT_FRAMES
     return Sampling(num_frames=num_frames, fps=fps, max_frames=max_frames, start=start, end=end)
-
-
-def _expected_seconds(info: VideoInfo, sampling: Sampling, num_frames: int) -> np.ndarray | None:
-    """About when the frames will be, to measure time labels before decoding; None where the file does not say."""
-    if info.duration_seconds is None or num_frames < 1:
-        return None
-    return uniform_middles(*sampling.span(info.duration_seconds), num_frames)

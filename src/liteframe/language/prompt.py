@@ -252,8 +252,13 @@ class PromptBuilder:
 
     def build(self, question: str | Dialogue, slots: Slots, tokens_per_slot: int) -> Prompt:
         """The prompt for one question about one video; see `text` for the errors it raises."""
-        text = self.text(question, slots, tokens_per_slot)
-        ids = self.encode(text)
+        # Placeholders never merge, so that one a slot is cut into tokens, and its id repeated.
+        short = self.text(question, slots, 1)
+        ids = self.encode(short)
+        repeats = torch.ones_like(ids)
+        repeats[self.mask(ids).nonzero()[: len(slots), 0]] = tokens_per_slot
+        ids = ids.repeat_interleave(repeats)
+        text = short.replace(self.visual_text(slots, 1), self.visual_text(slots, tokens_per_slot), 1)
         visual = self.mask(ids)
         expected = len(slots) * tokens_per_slot + (self.tokens_behind if len(slots) else 0)
         if int(visual.sum()) != expected:

@@ -164,15 +164,7 @@ class VideoLanguageModel:
             ContextError: too long; it says how many frames would fit.
             InputError: a question that is empty or holds the model's markers.
         """
-        least = self._fewest_tokens(question)
-        if least > self.max_positions:  # told without cutting it into tokens, which takes seconds for megabytes
-            raise ContextError(
-                f"{self.name}: the question alone needs at least {least} tokens, and the model has "
-                f"{self.max_positions}; shorten it",
-                needed=least,
-                limit=self.max_positions,
-                frames_that_fit=0,
-            )
+        self._check_words_fit(question)
         needed = self.count(question, slots, tokens_per_slot, max_new_tokens)
         if needed <= self.max_positions:
             return needed
@@ -194,10 +186,21 @@ class VideoLanguageModel:
             frames_that_fit=frames,
         )
 
-    def _fewest_tokens(self, question: str | Dialogue) -> int:
-        """What the words take if each token were the vocabulary's longest."""
+    def _check_words_fit(self, question: str | Dialogue) -> None:
+        """Refuse what is too long even if each token were the vocabulary's longest; see `check_fits`.
+
+        Told without cutting it into tokens, which takes seconds for megabytes.
+        """
         words = [question] if isinstance(question, str) else [question.question, *chain(*question.earlier)]
-        return sum(map(len, words)) // self._longest_token
+        least = sum(map(len, words)) // self._longest_token
+        if least > self.max_positions:
+            raise ContextError(
+                f"{self.name}: the question alone needs at least {least} tokens, and the model has "
+                f"{self.max_positions}; shorten it",
+                needed=least,
+                limit=self.max_positions,
+                frames_that_fit=0,
+            )
 
     @cached_property
     def _longest_token(self) -> int:
@@ -247,8 +250,10 @@ class VideoLanguageModel:
             ContextError: the request is longer than the model's context.
         """
         check_sampling(max_new_tokens, temperature, top_p)
-        self.check_fits(question, visual.slots, visual.embeddings.shape[1], max_new_tokens)
+        self._check_words_fit(question)
         prompt = self.prompt(visual, question)
+        if len(prompt.ids) + max_new_tokens > self.max_positions:
+            self.check_fits(question, visual.slots, visual.embeddings.shape[1], max_new_tokens)  # says what would fit
         stamps = _Stamps(self.tokenizer, Stopwatch(self.device), on_text)
         start = stamps.now()
         embeddings = self.splice(visual.embeddings, prompt)
@@ -295,8 +300,13 @@ class VideoLanguageModel:
         """Every id that ends an answer: the generation config's, the tokenizer's, and ChatML's end of turn."""
         stated = self.model.generation_config.eos_token_id
         ids = set(stated) if isinstance(stated, list) else {stated}
-        ids |= {self.tokenizer.eos_token_id, self.tokenizer.get_vocab().get("<|im_end|>")}
+        ids |= {self.tokenizer.eos_token_id, self._end_of_turn}
         return sorted(token for token in ids if token is not None) or [-1]
+
+    @cached_property
+    def _end_of_turn(self) -> int | None:
+        found: int | None = self.tokenizer.get_vocab().get("<|im_end|>")
+        return found
 
 
 class _Stamps(TextStreamer):

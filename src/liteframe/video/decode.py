@@ -90,7 +90,7 @@ def read_video(
 
 
 def iter_frames(
-    path: str | PathLike[str],
+    video: str | PathLike[str] | Source,
     sampling: Sampling,
     on_warning: Callable[[str], None] | None = None,
     *,
@@ -101,9 +101,12 @@ def iter_frames(
 ) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
     """Yield ``(seconds, picture)`` for each frame that `sampling` wants, in bounded memory; see `read_video`.
 
+    `video` may be what `probe.examine` told of a file a moment ago, which is then not examined again (here, that is:
+    with `isolate` it is).
     `on_warning` gets the text of what would be a VideoWarning: several threads cannot each catch their own warnings.
     `on_packet` is called for each packet that is read here: a sign of life.
     """
+    known, path = (video, video.info.path) if isinstance(video, Source) else (None, video)
     warn = on_warning or (lambda text: _warn(path, text))
     device = device_of(backend)
     limits = Limits.of(isolate)
@@ -112,7 +115,7 @@ def iter_frames(
             raise InputError(f"backend {backend}: a GPU is not used in a process of its own; leave isolate out")
         yield from frames_apart(path, sampling, nominal_fps, warn, limits, backend)
         return
-    source = examine(path, nominal_fps=nominal_fps, on_packet=on_packet)
+    source = known or examine(path, nominal_fps=nominal_fps, on_packet=on_packet)
     if device is not None and not source.is_exact and not source.is_steady:
         source = examine(path, nominal_fps=nominal_fps, on_packet=on_packet, trusts_index=False)
     for fault in source.info.faults:
@@ -277,6 +280,13 @@ def expected_frames(info: VideoInfo, sampling: Sampling) -> int:
     if sampling.is_every_frame:
         return min(info.num_frames, sampling.max_frames or info.num_frames)
     return min(sampling.num_moments(info.duration_seconds), info.num_frames)
+
+
+def expected_seconds(info: VideoInfo, sampling: Sampling, num_frames: int) -> Float[np.ndarray, " t"] | None:
+    """About when `num_frames` frames will be, told without decoding; None where the file does not say."""
+    if info.duration_seconds is None or num_frames < 1:
+        return None
+    return uniform_middles(*sampling.span(info.duration_seconds), num_frames)
 
 
 def _plan(source: Source, sampling: Sampling) -> Float[np.ndarray, " t"] | None:
