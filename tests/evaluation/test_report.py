@@ -514,7 +514,7 @@ def test_many_methods_with_one_setting_each_are_named_and_told_apart(monkeypatch
     rows = [
         {"benchmark": "needles", "model": "mini" if i < 8 else "other", "encoder": encoder, "frames": 64 * (i + 1),
          "method": f"{encoder} ({'mini' if i < 8 else 'other'})", "seconds": 0.1 * (i + 1), "accuracy": 0.1 * i,
-         "ci95": [0.1 * i, 0.1 * i + 0.05], "pareto": False, "by_group": {}, "visual_tokens": 64.0}
+         "ci95": [0.1 * i, 0.1 * i + 0.05], "pareto": i == 8, "by_group": {}, "visual_tokens": 64.0}
         for i, encoder in enumerate(encoders)
     ]  # fmt: skip
     report_pictures.draw_latency(rows, "png")

@@ -99,7 +99,7 @@ def draw_tokens(rows: Sequence[Row], kind: str, theme: Theme = LIGHT) -> bytes:
             for place, (method, points) in enumerate(by_method(mine)):
                 kept = [row for row in points if row["visual_tokens"]]
                 # A little aside: at one budget the intervals of several methods would lie on each other.
-                aside = 2 ** (0.06 * (place - (len(unique(mine, "method")) - 1) / 2))
+                aside = _aside(place, len(unique(mine, "method")), 0.06)
                 _plot(axes, kept, [row["visual_tokens"] * aside for row in kept], look_of(rows, method, theme))
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_locator(LogLocator(2, numticks=12))
@@ -125,6 +125,11 @@ def _plot(axes: Any, points: Sequence[Row], places: Sequence[float], look: dict[
     axes.errorbar(places, accuracy, yerr=(low, high), **look)
 
 
+def _aside(place: int, count: int, octaves: float) -> float:
+    """What method number `place` of `count` is moved by: `octaves` from the next, all within less than one."""
+    return float(2 ** (min(octaves, 0.7 / max(count - 1, 1)) * (place - (count - 1) / 2)))
+
+
 def _plot_frontier(axes: Any, rows: Sequence[Row], theme: Theme) -> None:
     points = sorted((row["seconds"], row["accuracy"]) for row in rows if row["pareto"])
     seconds, accuracy = zip(*points, strict=True)
@@ -142,7 +147,7 @@ def _plot_panel(axes: Any, rows: Sequence[Row], mine: Sequence[Row], group: str 
         kept = [row for row in points if group is None or group in row["by_group"]]
         shares = [row if group is None else row["by_group"][group] for row in kept]
         # A little aside, so that the intervals of several methods at one number of frames can be seen.
-        aside = 2 ** (0.09 * (place - (len(methods) - 1) / 2))
+        aside = _aside(place, len(methods), 0.09)
         _plot(axes, shares, [row["frames"] * aside for row in kept], look_of(rows, method, theme))
     counts = sorted({row["frames"] for row in mine})
     axes.set_xscale("log", base=2)
