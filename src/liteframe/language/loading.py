@@ -252,6 +252,8 @@ def _read_settings(name: str, folder: Path, family: Family | None = None) -> Che
 def _load_tokenizer(name: str, folder: Path, family: Family) -> PreTrainedTokenizerBase:
     if not any((folder / file).exists() for file in _TOKENIZER_FILES):
         raise CheckpointError(name, "has no tokenizer (tokenizer.json); save the tokenizer into the same folder")
+    # One prompt at a time is cut into tokens: a second thread would have nothing to do, but is waited for.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
