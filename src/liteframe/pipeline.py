@@ -85,7 +85,7 @@ class VideoLLM:
         self.backend = backend
         self._last: EncodedVideo | None = None
         size = (checkpoint.pixels.height, checkpoint.pixels.width)
-        self.batch_frames = frames_at_once(*size, encoder.group_size, checkpoint.model.device.type)  # at once
+        self.batch_frames = frames_at_once(*size, encoder.group_size, checkpoint.model.device.type)
         self.language = VideoLanguageModel(checkpoint, pruning=prefill_pruning(encoder))
         grid = encoder.grid(*size)
         self.tokens_per_slot = self.language.tokens_per_slot(grid)

@@ -114,6 +114,8 @@ def test_ids_mask_and_count_agree(tokenizer, preset, frames):
     slots = Slots(frames, 4, np.linspace(0, 4000, frames))
     prompt = prompts.build("Où est-ce? 在哪里?", slots, 7)
     assert tokenizer.decode(prompt.ids) == prompt.text
+    # Cut into tokens with all placeholders written out, as a checkpoint's own processor does.
+    assert prompt.ids.tolist() == tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
     assert int(prompt.visual.sum()) == len(slots) * 7
     assert prompts.count("Où est-ce? 在哪里?", slots, 7) == len(prompt.ids)
 

@@ -109,5 +109,7 @@ def test_the_prompt_equals_the_hf_processor(checkpoint, frames):
     prompts = VideoLanguageModel(checkpoint).prompts
     assert prompts.text(QUESTION, Slots(frames), 9) == text.replace("<video>", video)
     prompt = prompts.build(QUESTION, Slots(frames), 9)
+    assert prompt.text == text.replace("<video>", video)
+    assert prompt.ids.tolist() == checkpoint.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
     assert int(prompt.visual.sum()) == frames * 9 + 1
     assert prompts.count(QUESTION, Slots(frames), 9) == len(prompt.ids)
