@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -29,6 +31,27 @@ ADAPTER_FOLDER = "adapter"
 """Folder of a student that holds the language model's adapter for its tokens."""
 _PROJECTOR = "multi_modal_projector"
 _SAMPLE_BYTES = 1 << 20
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+_PLAIN_SETTINGS = {
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "inference_mode",
+    "init_lora_weights",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "target_modules",
+    "task_type",
+}
+"""Those of ``adapter_config.json`` that plain LoRA has or that mean nothing alone; any other that is set is special."""
 
 
 def attach_lora(
@@ -92,15 +115,48 @@ def load_adapter(model: PreTrainedModel, name: str, folder: Path) -> PreTrainedM
     Raises:
         CheckpointError: the adapter is damaged or does not fit the model.
     """
-    import peft  # here, because it takes a second that most commands need not wait
-
     try:
+        if _merge_plain(unpack(model), folder):
+            return model
+        import peft  # here, because it takes a second that most commands need not wait
+
         with _no_future_warnings():
             adapted = peft.PeftModel.from_pretrained(unpack(model), str(folder), local_files_only=True)
         return adapted.merge_and_unload()
     except Exception as error:  # peft and torch raise many kinds; each means that this adapter cannot be used
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(name, f"the adapter cannot be loaded ({line})") from None
+
+
+def _merge_plain(model: PreTrainedModel, folder: Path) -> bool:
+    """Do what peft does for plain LoRA on linear layers, as `attach_lora` makes it, without the second that peft takes.
+
+    Each weight becomes ``W + alpha / rank * B @ A``. False, and nothing is done, for any other kind of adapter and for
+    files that do not fit the model: peft knows those, or knows what to say.
+    """
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    weights = folder / "adapter_model.safetensors"
+    special = any(config[key] for key in config.keys() - _PLAIN_SETTINGS)
+    if special or config.get("peft_type") != "LORA" or config.get("bias") != "none" or not weights.is_file():
+        return False
+    if isinstance(config.get("init_lora_weights"), str) or any("^" in key for key in config.get("alpha_pattern") or ()):
+        return False
+    state, modules = load_file(weights), dict(model.named_modules())
+    updates = []
+    for layer in {key.removesuffix(_DOWN).removesuffix(_UP) for key in state}:
+        name = layer.removeprefix("base_model.model.")
+        module, down, up = modules.get(name), state.get(f"{layer}{_DOWN}"), state.get(f"{layer}{_UP}")
+        if not isinstance(module, nn.Linear) or down is None or up is None:
+            return False
+        if (len(up), down.shape[1]) != tuple(module.weight.shape) or len(down) != up.shape[1]:
+            return False
+        patterns = (config.get("alpha_pattern") or {}).items()
+        alphas = [value for key, value in patterns if re.match(rf"(.*\.)?({key})$", name)]
+        updates.append((module, (up, down), (alphas or [config["lora_alpha"]])[0] / len(down)))
+    for module, halves, scale in updates:
+        b, a = (half.to(module.weight.device, torch.float32) for half in halves)
+        module.weight.data += ((b @ a) * scale).to(module.weight.dtype)
+    return True
 
 
 @contextmanager
