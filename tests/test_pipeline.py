@@ -16,6 +16,7 @@ from liteframe.errors import CheckpointError, ContextError, InputError, VideoErr
 from liteframe.language.loading import save_checkpoint
 from liteframe.language.prompt import Dialogue
 from liteframe.pipeline import STAGES, VideoLLM
+from liteframe.video import batches
 from liteframe.video.decode import read_video
 from liteframe.video.transform import normalize, resize
 from tiny_internvl import make_checkpoint
@@ -89,7 +90,7 @@ def test_a_short_videos_frames_fill_groups_of_their_own(clip, monkeypatch, span)
 
 
 def test_memory_never_holds_the_whole_video(clip, model, monkeypatch):
-    """No more full-size frames than one, no more small ones than a batch, whatever the length."""
+    """Full-size frames are shrunk one by one, and no more small ones than a batch are encoded at once."""
     monkeypatch.setattr(model, "batch_frames", 4)
     resized, encoded = [], []
     forward = type(model.encoder).forward
@@ -102,7 +103,7 @@ def test_memory_never_holds_the_whole_video(clip, model, monkeypatch):
         encoded.append(len(pixels))
         return forward(self, pixels, num_frames, seconds)
 
-    monkeypatch.setattr(pipeline, "resize", spy_resize)
+    monkeypatch.setattr(batches, "resize", spy_resize)
     monkeypatch.setattr(type(model.encoder), "forward", spy_forward)
     model.watch(clip, num_frames=10)
     assert resized == [1] * 10
@@ -110,7 +111,8 @@ def test_memory_never_holds_the_whole_video(clip, model, monkeypatch):
 
 
 def spied(monkeypatch, before=lambda index: None) -> list[int]:
-    """Writes down the frames that are decoded, and calls `before` with the number of each."""
+    """Writes down the frames that are decoded, and calls `before` with the number of each. They count as large ones."""
+    monkeypatch.setattr(batches, "_HANDFUL_BYTES", 1)
     decoded: list[int] = []
     iter_frames = pipeline.iter_frames
 
@@ -125,7 +127,8 @@ def spied(monkeypatch, before=lambda index: None) -> list[int]:
 
 
 def decoders() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "liteframe-decode"]
+    names = {"liteframe-decode", "liteframe-preprocess"}
+    return [thread.name for thread in threading.enumerate() if thread.name in names]
 
 
 def test_the_next_batch_is_decoded_while_this_one_is_encoded_and_no_more(clip, model, monkeypatch):
@@ -136,7 +139,8 @@ def test_the_next_batch_is_decoded_while_this_one_is_encoded_and_no_more(clip, m
 
     def slow_forward(self, pixels, num_frames=None, seconds=None):
         if not seen:
-            # The third batch is read to its last frame while the first has not been encoded: two wait, one is made.
+            # The third batch is read to its last frame while the first has not been encoded: two wait, one is made. Of
+            # the fourth, one frame waits, and one is made.
             assert is_ahead.wait(20)
             threading.Event().wait(0.05)
         seen.append(len(decoded))
@@ -144,8 +148,8 @@ def test_the_next_batch_is_decoded_while_this_one_is_encoded_and_no_more(clip, m
 
     monkeypatch.setattr(type(model.encoder), "forward", slow_forward)
     assert model.watch(clip, num_frames=20).num_frames == 20
-    assert seen[0] == 12
-    assert all(ahead <= 4 * (batch + 3) for batch, ahead in enumerate(seen))
+    assert seen[0] == 14
+    assert all(ahead <= 4 * (batch + 3) + 2 for batch, ahead in enumerate(seen))
     assert not decoders()
 
 
@@ -177,7 +181,7 @@ def test_stopping_early_leaves_no_thread_and_reads_no_further(clip, model, monke
     with pytest.raises(error):
         model.watch(clip, num_frames=20, on_progress=stop)
     assert not decoders()
-    assert len(decoded) <= 6
+    assert len(decoded) <= 8
 
 
 def test_a_warning_of_the_decoder_is_told_in_the_callers_thread(clip, model):

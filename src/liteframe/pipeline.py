@@ -8,9 +8,9 @@
 6. project     pixel shuffle and the checkpoint's projector, to LLM embeddings     language.projector
 7. answer      splice into the prompt, prefill, generate                           language.prompt, language.video_llm
 
-Steps 3 to 6 stream. A thread decodes and shrinks (3 and the first half of 4) the next batch while this one is encoded,
-and never runs more than a batch ahead: at no time is more in memory than one full-size frame, three batches of small
-frames, and the projected tokens of what has been seen, however long the video is.
+Steps 3 to 6 stream (`video.batches`). One thread decodes and another shrinks (the first half of 4) the next batch while
+this one is encoded, and they never run more than a batch ahead: at no time is more in memory than three full-size
+frames, three batches of small ones, and the projected tokens of what has been seen, however long the video is.
 
 `VideoLLM.watch` is steps 1 to 6, `VideoLLM.ask` all seven; what `watch` returns can be asked again and again. With a
 `TokenCache` the features of step 5 are kept on disk, and steps 1 to 5 are left out where they are found.
@@ -23,7 +23,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -45,12 +45,13 @@ from liteframe.prefetch import prefetched
 from liteframe.runtime import Stopwatch
 from liteframe.token_cache import CachedVideo, TokenCache
 from liteframe.types import Answer, VideoInfo, VideoTokens
+from liteframe.video.batches import small_batches
 from liteframe.video.decode import expected_frames, expected_seconds, iter_frames
 from liteframe.video.isolate import Limits
 from liteframe.video.probe import examine, probe
 from liteframe.video.sample import Sampling
 from liteframe.video.source import Source
-from liteframe.video.transform import normalize, resize
+from liteframe.video.transform import normalize
 
 DEFAULT_FRAMES = 32
 STAGES = ("decode", "preprocess", "encode", "prefill", "generate")
@@ -273,7 +274,7 @@ class VideoLLM:
     def _stream(
         self, video: str | Source, sampling: Sampling, shows: int, expected: int, key: str | None, tell: Progress | None
     ) -> EncodedVideo:
-        """Steps 3 to 6, step 3 in a thread of its own."""
+        """Steps 3 to 6; step 3 and the first half of step 4 each in a thread of its own."""
         path = video if isinstance(video, str) else video.info.path
         reading, watch = Stopwatch(), Stopwatch(self.language.device)
         faults: deque[str] = deque()
@@ -281,8 +282,11 @@ class VideoLLM:
         seconds: list[float] = []
         embeddings: list[torch.Tensor] = []
         features: list[torch.Tensor] = []
-        decoded = partial(self._batches, video, sampling, shows, reading, faults.append)
-        with closing(prefetched(decoded, name="liteframe-decode")) as batches:
+        # Its warnings are told here: Python's filters and hooks for them belong to the thread that set them.
+        decode = partial(iter_frames, video, sampling, faults.append, isolate=self.isolate, backend=self.backend)
+        size, place = (self.checkpoint.pixels.height, self.checkpoint.pixels.width), self.encoder.device
+        prepare = partial(small_batches, decode, size, place, self.batch_frames, shows, reading)
+        with closing(prefetched(prepare, name="liteframe-preprocess")) as batches:
             for times, pixels in batches:
                 with watch.stage("preprocess"):
                     mean, std = self.checkpoint.pixels.mean, self.checkpoint.pixels.std
@@ -303,28 +307,6 @@ class VideoLLM:
             self._keep(key, path, sampling, torch.cat(features), times_seen, told)
         timings = {stage: reading.seconds.get(stage, 0.0) + watch.seconds.get(stage, 0.0) for stage in STAGES[:3]}
         return self._encoded(path, torch.cat(embeddings), times_seen, timings, key)
-
-    def _batches(
-        self, video: str | Source, sampling: Sampling, shows: int, watch: Stopwatch, on_warning: Callable[[str], None]
-    ) -> Iterator[tuple[list[float], torch.Tensor]]:
-        """Whole groups of decoded frames, each `shows` times, at the model's size; only the last group is short."""
-        size, device = (self.checkpoint.pixels.height, self.checkpoint.pixels.width), self.encoder.device
-        # Its warnings are told by the caller: Python's filters and hooks for them belong to the thread that set them.
-        frames = iter_frames(video, sampling, on_warning, isolate=self.isolate, backend=self.backend)
-        seconds: list[float] = []
-        pixels: list[torch.Tensor] = []
-        while True:
-            with watch.stage("decode"):
-                item = next(frames, None)
-            if item is not None:
-                with watch.stage("preprocess"):
-                    seconds += [float(item[0])] * shows
-                    pixels += [resize(item[1][None], size, device)] * shows
-            if pixels and (item is None or len(pixels) == self.batch_frames):
-                yield seconds, torch.cat(pixels)
-                seconds, pixels = [], []
-            if item is None:
-                return
 
     def _encoded(
         self, path: str, embeddings: torch.Tensor, seconds: np.ndarray, timings: dict[str, float], key: str | None

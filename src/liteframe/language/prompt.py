@@ -190,6 +190,7 @@ class PromptBuilder:
             if field in config.slot_format and marker not in vocabulary:
                 raise ConfigError(f"slot_format uses {field}, but the tokenizer has no token {marker}")
         added = tokenizer.added_tokens_decoder.values()
+        self._kept: dict[int, tuple[Slots, str]] = {}
         self._special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
 
     def visual_text(self, slots: Slots, tokens_per_slot: int) -> str:
@@ -230,6 +231,9 @@ class PromptBuilder:
             InputError: words that are empty, or that contain a token with a meaning of its own.
             ConfigError: the chat template does not write the message out.
         """
+        return self._text(question, self.visual_text(slots, tokens_per_slot), system)
+
+    def _text(self, question: str | Dialogue, visual: str, system: str | None = None) -> str:
         dialogue = question if isinstance(question, Dialogue) else Dialogue(question)
         for asked, answered in dialogue.earlier:
             self._check_words(asked, "an earlier question")
@@ -239,8 +243,7 @@ class PromptBuilder:
         system = self.config.system if system is None else system
         if system is not None:
             self._check_words(system, "the system message")
-        visual = self.visual_text(slots, tokens_per_slot)
-        shown = visual + self.config.ending if len(slots) else ""
+        shown = visual + self.config.ending if visual else ""
         messages = [("system", system)] if system is not None else []
         for asked, answered in dialogue.earlier:
             messages += [("user", asked), ("assistant", answered)]
@@ -253,19 +256,27 @@ class PromptBuilder:
     def build(self, question: str | Dialogue, slots: Slots, tokens_per_slot: int) -> Prompt:
         """The prompt for one question about one video; see `text` for the errors it raises."""
         # Placeholders never merge, so that one a slot is cut into tokens, and its id repeated.
-        short = self.text(question, slots, 1)
-        ids = self.encode(short)
-        repeats = torch.ones_like(ids)
-        repeats[self.mask(ids).nonzero()[: len(slots), 0]] = tokens_per_slot
-        ids = ids.repeat_interleave(repeats)
-        text = short.replace(self.visual_text(slots, 1), self.visual_text(slots, tokens_per_slot), 1)
-        visual = self.mask(ids)
+        once = self._visual_text(slots, 1)
+        short = self._text(question, once)
+        ids = np.array(self._ids(short), dtype=np.int64)
+        repeats = np.ones_like(ids)
+        repeats[np.flatnonzero(ids == self.image_token_id)[: len(slots)]] = tokens_per_slot
+        ids = np.repeat(ids, repeats)
+        visual = ids == self.image_token_id
         expected = len(slots) * tokens_per_slot + (self.tokens_behind if len(slots) else 0)
         if int(visual.sum()) != expected:
             raise ConfigError(
                 f"the prompt holds {int(visual.sum())} visual positions, not {expected}: check slot_format"
             )
-        return Prompt(text=text, ids=ids, visual=visual)
+        text = short.replace(once, self._visual_text(slots, tokens_per_slot), 1)
+        return Prompt(text=text, ids=torch.from_numpy(ids), visual=torch.from_numpy(visual))
+
+    def _visual_text(self, slots: Slots, tokens_per_slot: int) -> str:
+        """`visual_text`, which is kept: the next question is often about the same video."""
+        kept = self._kept.get(tokens_per_slot)
+        if kept is None or kept[0] is not slots:
+            kept = self._kept[tokens_per_slot] = (slots, self.visual_text(slots, tokens_per_slot))
+        return kept[1]
 
     def chat(
         self, turns: Sequence[tuple[str, str]], slots: Slots, tokens_per_slot: int, system: str | None = None
@@ -324,8 +335,10 @@ class PromptBuilder:
 
     def encode(self, text: str) -> Int64[Tensor, " p"]:
         """The ids of `text`, nothing added."""
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return torch.tensor(ids, dtype=torch.long)
+        return torch.tensor(self._ids(text), dtype=torch.long)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def mask(self, ids: Int64[Tensor, " p"]) -> Bool[Tensor, " p"]:
         """Where visual tokens belong."""
