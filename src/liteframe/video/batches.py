@@ -30,7 +30,7 @@ def small_batches(
     """Yield ``(seconds, pixels)`` of `batch_frames` frames each, in order; only the last batch may be shorter.
 
     Decoding goes on in a thread of its own while frames are shrunk, and never runs more than a handful ahead: a frame,
-    or as many as make a megabyte. At most three handfuls of full-size frames are in memory.
+    or as many as fit into a megabyte. At most three handfuls of full-size frames are in memory.
 
     Args:
         decode: gives frames as `iter_frames` does; called and iterated in that thread.
@@ -68,7 +68,7 @@ def _handfuls(decode: Callable[[], Iterator[Frame]], watch: Stopwatch) -> Iterat
         with watch.stage("decode"):
             for frame in frames:
                 handful.append(frame)
-                if len(handful) == _MOST_IN_HAND or sum(picture.nbytes for _, picture in handful) >= _HANDFUL_BYTES:
+                if len(handful) == _MOST_IN_HAND or (len(handful) + 1) * frame[1].nbytes > _HANDFUL_BYTES:
                     break
         if not handful:
             return
