@@ -155,8 +155,9 @@ def _merge_plain(model: PreTrainedModel, folder: Path) -> bool:
         updates.append((module, (up, down), (alphas or [config["lora_alpha"]])[0] / len(down)))
     for module, halves, scale in updates:
         b, a = (half.to(module.weight.device, torch.float32) for half in halves)
-        module.weight.data += ((b @ a) * scale).to(module.weight.dtype)
-    return True
+        with torch.no_grad():  # and not through `data`, of whose changes packed copies are not told
+            module.weight += ((b @ a) * scale).to(module.weight.dtype)
+    return bool(updates)
 
 
 @contextmanager
