@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from liteframe.data.haystacks import ProceduralHaystack
 from liteframe.data.needle_frames import through_codec
@@ -52,9 +54,12 @@ def test_composed_groups_show_what_their_needles_say() -> None:
     assert counts == {0, 1, 2, 3} and cut > 0
 
 
-def bank(cache: Path | None, seed: int = 0, student_seed: int = 0) -> TokenBank:
-    config = TokenBankConfig(clips=3, frames=24, spans=(12, 24), needles=(1, 3), needle_frames=(1, 6))
-    return TokenBank(config, make_student(student_seed), PixelConfig(height=56, width=56), seed, cache)
+def bank(
+    cache: Path | None, seed: int = 0, student_seed: int = 0, may_write: bool = True, **settings: Any
+) -> TokenBank:
+    usual: dict[str, Any] = {"clips": 3, "frames": 24, "spans": (12, 24), "needles": (1, 3), "needle_frames": (1, 6)}
+    config = TokenBankConfig(**usual | settings)
+    return TokenBank(config, make_student(student_seed), PixelConfig(height=56, width=56), seed, cache, may_write)
 
 
 def test_videos_depend_on_their_number_alone_and_the_bank_is_made_once(tmp_path: Path) -> None:
@@ -63,7 +68,9 @@ def test_videos_depend_on_their_number_alone_and_the_bank_is_made_once(tmp_path:
         PromptBuilder(tokenizer, PromptConfig.named("bare"), tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))
     )
     made = bank(tmp_path / "bank.safetensors")
-    again = bank(tmp_path / "bank.safetensors", student_seed=9)  # of what is in the file, not of this student
+    modified = (tmp_path / "bank.safetensors").stat().st_mtime_ns
+    again = bank(tmp_path / "bank.safetensors")
+    assert (tmp_path / "bank.safetensors").stat().st_mtime_ns == modified
     assert made.tokens_shape == (1, 2, 2, 32)
     one, same, other = made.video(5, 16, writer, 1), again.video(5, 16, writer, 1), made.video(6, 16, writer, 1)
     assert one.features.shape == (4, 1, 2, 2, 32) and one.features.dtype == torch.float16
@@ -71,6 +78,22 @@ def test_videos_depend_on_their_number_alone_and_the_bank_is_made_once(tmp_path:
     assert [turn.ids for turn in one.turns.turns] == [turn.ids for turn in same.turns.turns]
     assert not torch.equal(one.features, other.features)
     assert sum(token == tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>") for token in one.turns.prefix) == 4
+
+
+def test_kept_clips_of_anything_else_are_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "bank.safetensors"
+    for settings in ({}, {"student_seed": 9}, {"seed": 1}, {"still_share": 1.0}, {"frames": 20}):
+        made = bank(path, **settings)
+        assert torch.equal(made._features, bank(None, **settings)._features)
+        assert torch.equal(made._features, load_file(path)["features"])
+    before = path.read_bytes()
+    assert bank(path, frames=20, turns=3).config.turns == 3  # of questions, which are not in the file
+    assert path.read_bytes() == before
+    path.write_bytes(before[:-1000])
+    assert torch.equal(bank(path, may_write=False, frames=20)._features, made._features)
+    assert len(path.read_bytes()) == len(before) - 1000
+    bank(path, frames=20)
+    assert path.read_bytes() == before
 
 
 def test_features_are_those_of_the_clips_frames() -> None:

@@ -301,10 +301,10 @@ def _lessons(
     """Where lessons come from, and how many records of the file are none."""
     data = recipe.data
     if data.path is None:
-        path = output / "bank.safetensors"
         # Two processes must not write one file; those that find none make the same clips.
-        cache = path if Processes().is_main or path.exists() else None
-        bank = TokenBank(data.bank, encoder, checkpoint.pixels, recipe.seed, cache)
+        may_write = Processes().is_main
+        path = output / "bank.safetensors"
+        bank = TokenBank(data.bank, encoder, checkpoint.pixels, recipe.seed, path, may_write)
         return BankLessons(bank, checkpoint, encoder), 0
     skipped_list = output / "skipped.jsonl" if Processes().is_main else None
     records = read_conversations(data.path, data.root)

@@ -24,7 +24,6 @@ import torch
 from jaxtyping import Float, Int
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerBase
@@ -46,6 +45,7 @@ from liteframe.data.questions import TASKS, Needle, TaskName
 from liteframe.encoders.interface import PixelConfig
 from liteframe.language.projector import pixel_shuffle
 from liteframe.language.prompt import PromptBuilder, Slots
+from liteframe.training.bank_file import kept_features
 from liteframe.training.loop import LoopConfig
 from liteframe.training.narration import UNTOLD, Judge, Narrator, Recall, tell_story
 from liteframe.training.packing import PackedTurns, VideoTurns, pack_turns, splice
@@ -130,24 +130,22 @@ class FrameBank:
 
 
 def build_bank(tower: InternVLVisionModel, clips: int, seed: int, pixels: PixelConfig, cache: Path) -> FrameBank:
-    """Render and encode `clips` clips, or take them from `cache` if it holds as many."""
-    planned = [bank_clip_needles(seed, index) for index in range(clips)]
-    if cache.exists():
-        features = load_file(cache)["features"]
-        if len(features) == clips:
-            return FrameBank(features, planned)
-    rows = pixels.height // tower.config.patch_size[0]
-    parts = []
-    with torch.inference_mode():
+    """Render and encode `clips` clips, or take them from `cache` if they are those of this tower and seed."""
+
+    @torch.inference_mode()
+    def encode() -> Tensor:
+        rows = pixels.height // tower.config.patch_size[0]
+        parts = []
         for index in track(range(clips), "frame bank", console=Console(stderr=True)):
             pictures, _ = bank_clip(seed, index)
             frames = resize(pictures, (pixels.height, pixels.width))
             patches = tower(normalize(frames, pixels.mean, pixels.std, torch.float32)).last_hidden_state[:, 1:]
             parts.append(pixel_shuffle(patches.unflatten(1, (rows, -1))).flatten(1, 2).half())
-    features = torch.stack(parts)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"features": features}, cache)
-    return FrameBank(features, planned)
+        return torch.stack(parts)
+
+    made_from = {"clips": clips, "pixels": pixels.model_dump(mode="json"), "seed": seed}
+    features = kept_features(cache, tower.state_dict(), made_from, encode)
+    return FrameBank(features, [bank_clip_needles(seed, index) for index in range(clips)])
 
 
 @torch.no_grad()

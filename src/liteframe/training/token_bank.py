@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float16, Int
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from liteframe.config import Config
@@ -27,14 +26,16 @@ from liteframe.data.needle_turns import flash_cards, make_turns
 from liteframe.data.needles import NeedleConfig, NeedleVideo, plan_needles
 from liteframe.data.questions import TASKS, Needle, TaskName
 from liteframe.encoders.interface import PixelConfig, VideoEncoder, group_frames
-from liteframe.files import replacing
 from liteframe.language.prompt import Slots
+from liteframe.training.bank_file import kept_features
 from liteframe.training.packing import VideoTurns
 from liteframe.training.turn_writer import TurnWriter
 from liteframe.video.transform import normalize, resize
 
 # First word of the random streams of bank clips and of what is made of them.
 _CLIPS, _VIDEOS = 0xBC, 0xAD
+# The settings that decide what the clips show; the others are about what is asked of them.
+_ABOUT_CLIPS = {"clips", "frames", "spans", "still_share", "needles", "needle_frames"}
 
 
 class TokenBankConfig(Config):
@@ -165,14 +166,21 @@ class TokenBank:
     """Encoded groups of needle clips, and the videos made of them."""
 
     def __init__(
-        self, config: TokenBankConfig, encoder: VideoEncoder, pixels: PixelConfig, seed: int, cache: Path | None = None
+        self,
+        config: TokenBankConfig,
+        encoder: VideoEncoder,
+        pixels: PixelConfig,
+        seed: int,
+        cache: Path | None = None,
+        may_write: bool = True,
     ) -> None:
-        """Render and encode the clips, or take them from `cache`, which is for one encoder, config and seed alone.
+        """Render and encode the clips, or take them from `cache` if they are those of this encoder, config and seed.
 
         Args:
             encoder: frozen; its groups must not depend on each other.
             pixels: what it expects.
             cache: a file to keep the features in; None keeps none.
+            may_write: false where another process writes that file.
         """
         self.config = config
         self._seed = seed
@@ -184,14 +192,11 @@ class TokenBank:
             )
             for needles, shows in (self._plan(index)[1:] for index in range(config.clips))
         ]
-        features = _cached(cache, config.clips)
-        if features is None:
-            features = self._encode(encoder.eval(), pixels)
-            if cache is not None:
-                cache.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(cache) as part:
-                    save_file({"features": features}, part)
-        self._features = features
+        clips = config.model_dump(mode="json", include=_ABOUT_CLIPS)
+        made_from = {"clips": clips, "pixels": pixels.model_dump(mode="json"), "seed": seed}
+        self._features: Float16[Tensor, "c g 1 h w d"] = kept_features(
+            cache, encoder.weights(), made_from, lambda: self._encode(encoder.eval(), pixels), may_write
+        )
 
     @property
     def tokens_shape(self) -> tuple[int, ...]:
@@ -248,10 +253,3 @@ class TokenBank:
                 groups = group_frames(normalized.repeat_interleave(shows, 0), encoder.group_size)
                 parts.append(encoder(groups).features.half().cpu())
         return torch.stack(parts)
-
-
-def _cached(cache: Path | None, clips: int) -> Float16[Tensor, "c g 1 h w d"] | None:
-    if cache is None or not cache.exists():
-        return None
-    features = load_file(cache)["features"]
-    return features if len(features) == clips else None
