@@ -26,7 +26,7 @@ class Stub(VideoLLM):
         self.asked: list[str] = []
         self.watched: list[Path] = []
 
-    def watch(self, video: Path, *, num_frames: int) -> EncodedVideo:
+    def watch(self, video: Path, *, num_frames: int, question: str = "?") -> EncodedVideo:
         self.watched.append(Path(video))
         visual = VisualTokens(torch.zeros(num_frames, 4, 8), Slots(num_frames))
         timings = {"decode": 0.5, "preprocess": 0.25, "encode": 1.0}

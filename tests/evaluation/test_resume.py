@@ -41,7 +41,7 @@ class Model(VideoLLM):
         cls.loaded += 1
         return cls()
 
-    def watch(self, video: Path, **sampling: float) -> SimpleNamespace:
+    def watch(self, video: Path, *, question: str, **sampling: float) -> SimpleNamespace:
         self.watched.append((video.name, sampling))
         if not video.exists():
             raise VideoError(video, "not found", "no such file")

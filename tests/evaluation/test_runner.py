@@ -38,7 +38,9 @@ class Stub(VideoLLM):
         assert (name, device, dtype) == ("stub", "cpu", "float32")
         return cls(encoder)
 
-    def watch(self, video: Path, *, num_frames: int) -> SimpleNamespace:
+    def watch(self, video: Path, *, num_frames: int, question: str) -> SimpleNamespace:
+        # What does not fit is refused before the video is decoded, so the first question must be told here.
+        assert question.splitlines()[0] in {case[2] for case in CASES if case[0] == video.name}
         self.watched.append((self.said_encoder, video.name, num_frames))
         return SimpleNamespace(timings={"decode": 2.0, "preprocess": 1.0, "encode": 4.0}, num_frames=num_frames)
 

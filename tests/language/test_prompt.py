@@ -120,6 +120,33 @@ def test_ids_mask_and_count_agree(tokenizer, preset, frames):
     assert prompts.count("Où est-ce? 在哪里?", slots, 7) == len(prompt.ids)
 
 
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_prompts_one_behind_the_other_are_those_of_fresh_builders(tokenizer, preset):
+    """Whatever is kept of the last question and video must not show in the next prompt."""
+    config = PromptConfig.named(preset)
+    configs = [config, config.model_copy(update={"system": "Be kind."}), config.model_copy(update={"ending": ": "})]
+    used, rng, times = builder(tokenizer, preset), np.random.default_rng(0), np.arange(8.0)
+    videos = [
+        Slots(8, 4, times),
+        Slots(8, 4, times.copy()),
+        Slots(8, 4, times + 0.5),
+        Slots(8, 4),
+        Slots(8, 2, times),
+        Slots(7, 4, times[:7]),
+        Slots(8, 4, times, ("a note", "")),
+        Slots(8, 4, times, ("another", "")),
+    ]
+    questions = ["What?", "Who?", Dialogue("What?", (("Who?", "a dog"),)), Dialogue("What?", system="Be brief.")]
+    for _ in range(120):
+        slots, question = videos[rng.integers(len(videos))], questions[rng.integers(len(questions))]
+        tokens = int(rng.integers(1, 4))
+        used.config = configs[rng.integers(len(configs))]
+        made, fresh = (each.build(question, slots, tokens) for each in (used, builder(tokenizer, used.config)))
+        assert made.text == fresh.text == used.text(question, slots, tokens)
+        assert torch.equal(made.ids, fresh.ids) and torch.equal(made.visual, fresh.visual)
+        made.ids.zero_()  # is the caller's
+
+
 def test_nothing_is_added_by_the_tokenizer(tokenizer):
     prompt = builder(tokenizer).build("Why?", Slots(1), 1)
     assert prompt.text.startswith("<|im_start|>user\nFrame1: ")

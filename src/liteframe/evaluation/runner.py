@@ -278,7 +278,7 @@ def _ask_about(asking: _Asking, items: list[Item]) -> None:
 
 def _ask_all(model: VideoLLM, items: list[Item], frames: int, span: dict[str, Any]) -> Iterator[tuple[Item, Record]]:
     """Questions about one part of one video, which is watched once, with what becomes of each."""
-    watched = model.watch(items[0].video, num_frames=frames, **span)
+    watched = model.watch(items[0].video, num_frames=frames, question=items[0].prompt, **span)
     # Kept tokens cost neither decoding nor encoding: their times say nothing about the encoder.
     is_cached = "encode" not in watched.timings
     read: dict[Subtitles, list[Line]] = {}

@@ -190,7 +190,9 @@ class PromptBuilder:
             if field in config.slot_format and marker not in vocabulary:
                 raise ConfigError(f"slot_format uses {field}, but the tokenizer has no token {marker}")
         added = tokenizer.added_tokens_decoder.values()
-        self._kept: dict[int, tuple[Slots, str]] = {}
+        # Of the video and the question that were written last, with what they were written by: both come again.
+        self._written: dict[int, tuple[PromptConfig, Slots, str]] = {}
+        self._cut: tuple[tuple[Any, ...], str, Int64[np.ndarray, " p"]] | None = None
         self._special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
 
     def visual_text(self, slots: Slots, tokens_per_slot: int) -> str:
@@ -257,8 +259,7 @@ class PromptBuilder:
         """The prompt for one question about one video; see `text` for the errors it raises."""
         # Placeholders never merge, so that one a slot is cut into tokens, and its id repeated.
         once = self._visual_text(slots, 1)
-        short = self._text(question, once)
-        ids = np.array(self._ids(short), dtype=np.int64)
+        short, ids = self._short(question, once)
         repeats = np.ones_like(ids)
         repeats[np.flatnonzero(ids == self.image_token_id)[: len(slots)]] = tokens_per_slot
         ids = np.repeat(ids, repeats)
@@ -271,12 +272,29 @@ class PromptBuilder:
         text = short.replace(once, self._visual_text(slots, tokens_per_slot), 1)
         return Prompt(text=text, ids=torch.from_numpy(ids), visual=torch.from_numpy(visual))
 
+    def _short(self, question: str | Dialogue, visual: str) -> tuple[str, Int64[np.ndarray, " p"]]:
+        """The text behind `visual`, and its ids, which are kept: a question is measured before it is asked."""
+        key, kept = (question, visual, self.config, self.tokenizer.chat_template), self._cut
+        if kept is None or kept[0] != key:
+            short = self._text(question, visual)
+            kept = self._cut = (key, short, np.array(self._ids(short), dtype=np.int64))
+        return kept[1:]
+
     def _visual_text(self, slots: Slots, tokens_per_slot: int) -> str:
         """`visual_text`, which is kept: the next question is often about the same video."""
-        kept = self._kept.get(tokens_per_slot)
-        if kept is None or kept[0] is not slots:
-            kept = self._kept[tokens_per_slot] = (slots, self.visual_text(slots, tokens_per_slot))
-        return kept[1]
+        kept = self._written.get(tokens_per_slot)
+        if kept is None or kept[0] != self.config or not self._are_written_alike(kept[1], slots):
+            kept = self._written[tokens_per_slot] = (self.config, slots, self.visual_text(slots, tokens_per_slot))
+        return kept[2]
+
+    def _are_written_alike(self, one: Slots, other: Slots) -> bool:
+        if one is other:
+            return True
+        if (one.num_frames, one.group_size, one.notes) != (other.num_frames, other.group_size, other.notes):
+            return False
+        return not self.config.needs_seconds or (
+            one.seconds is not None and other.seconds is not None and np.array_equal(one.seconds, other.seconds)
+        )
 
     def chat(
         self, turns: Sequence[tuple[str, str]], slots: Slots, tokens_per_slot: int, system: str | None = None
