@@ -208,3 +208,39 @@ def test_the_allocator_setting_keeps_freed_memory():
     if not took:
         pytest.skip("this C library has no mallopt")
     assert faults < 20 * (8 << 20) // 4096 // 10
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+@pytest.mark.parametrize("where", ["main", "thread"])
+@pytest.mark.parametrize("between", [0, 64])
+def test_what_was_freed_is_given_back_when_asked(where, between):
+    """Forty megabytes that a thread freed, at the end of its arena or with small blocks in between that stay."""
+    code = (
+        "import sys, threading, numpy as np\n"
+        "from pathlib import Path\n"
+        "from liteframe.runtime import return_freed_memory, tune_allocator\n"
+        "took = tune_allocator()\n"
+        "def resident(): return 4096 * int(Path('/proc/self/statm').read_text().split()[1])\n"
+        "stay, told = [], []\n"
+        "def work():\n"
+        "    blocks = []\n"
+        "    for _ in range(40):\n"
+        "        blocks.append(np.ones(1 << 20, np.uint8))\n"
+        f"        stay.append(np.ones({between}, np.uint8) if {between} else None)\n"
+        "    blocks.clear()\n"
+        "    before = resident()\n"
+        "    return_freed_memory()\n"
+        "    told.append(before - resident())\n"
+        f"if {where == 'thread'}:\n"
+        "    thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+        "else:\n"
+        "    work()\n"
+        "kept = resident(); np.ones(8 << 20, np.uint8); kept = resident() - kept\n"
+        "print(int(took), told[0], kept)\n"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    took, returned, kept = map(int, output.split())
+    if not took:
+        pytest.skip("this C library has no mallopt")
+    assert returned > 35 << 20
+    assert kept > 7 << 20  # the setting holds again

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_KEEPING = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 1 << 30, _M_TOP_PAD: 64 << 20}
+_kept_by: dict[int, int] = {}  # once `tune_allocator` has set them
+_LARGE_BYTES = 1 << 17
 # Of a rate: runs of which the best counts, and the sides of the square matrices that are multiplied.
 _REPEATS = 5
 CPU_MATRIX_SIDES, GPU_MATRIX_SIDES = (512, 1024, 2048), (4096, 8192)
@@ -37,18 +40,28 @@ def tune_allocator() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 1 << 30), (_M_TOP_PAD, 64 << 20))
-    accepted = [libc.mallopt(name, value) for name, value in settings]
+    accepted = [libc.mallopt(name, value) for name, value in _KEEPING.items()]
+    _kept_by.update(_KEEPING)
     return all(accepted)
 
 
 def return_freed_memory() -> None:
     """Give what was freed back to the system, glibc's only: `tune_allocator` keeps it.
 
-    For what is rare and large. What is needed next is faulted in anew, so that it is not for every operation.
+    For what is rare and large, in the thread that freed it. What is needed next is faulted in anew, so that it is not
+    for every operation.
     """
-    if sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    # A thread's arena gives back its end at a large free alone, and malloc_trim leaves the ends of those arenas.
+    for name in _kept_by:
+        libc.mallopt(name, 0)
+    libc.free(libc.malloc(_LARGE_BYTES))
+    libc.malloc_trim(0)
+    for name, value in _kept_by.items():
+        libc.mallopt(name, value)
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -12,7 +12,7 @@ import pytest
 from boxes import with_edits, with_steps
 from clips import HEIGHT, WIDTH, draw, each_backend, kinds, shown, steady, write
 
-from liteframe.video import probe as probe_module
+from liteframe.video.container import is_cover
 from liteframe.video.decode import iter_frames, read_video
 from liteframe.video.probe import probe
 from liteframe.video.sample import Sampling
@@ -196,7 +196,7 @@ def test_a_cover_picture_as_first_stream_is_not_the_video(tmp_path, name, backen
 
 def test_a_flagged_cover_is_no_video_stream(monkeypatch):
     stream = type("Stream", (), {"disposition": av.stream.Disposition.attached_pic})
-    assert probe_module._disposition(stream) & probe_module._COVER
+    assert is_cover(stream)
 
 
 @pytest.mark.parametrize(

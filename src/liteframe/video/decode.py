@@ -25,6 +25,7 @@ from liteframe.video.pictures import PictureReader
 from liteframe.video.probe import examine
 from liteframe.video.reader import DamagedError, Reader, Sizes, num_threads
 from liteframe.video.sample import Sampling, uniform_middles
+from liteframe.video.shared_file import LostPlaceError
 from liteframe.video.side_by_side import frames_side_by_side, shares_of
 from liteframe.video.source import Source
 from liteframe.video.torchcodec_reader import PYAV, CannotDecodeError, TorchcodecReader, device_of, why_not
@@ -204,7 +205,7 @@ def _side_by_side(
                 given = seconds
                 sizes.note(size)
                 yield seconds, picture
-    except DamagedError:  # what is lost is counted by one reader alone, from here on
+    except (DamagedError, LostPlaceError):  # what is lost is counted by one reader alone, from here on
         yield None
         return
     if sizes.num_other:

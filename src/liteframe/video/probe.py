@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +23,16 @@ from liteframe.runtime import return_freed_memory
 from liteframe.types import Fault, VideoInfo
 from liteframe.video import faults as told
 from liteframe.video import pictures
+from liteframe.video.container import LONG_INDEX, is_cover, is_hidden, is_list, open_video, packets, stamp_of
 from liteframe.video.isolate import Limits, probe_apart
 from liteframe.video.source import Source
 from liteframe.video.stamps import Walk, are_apart, as_fraction, is_timed, shown_from_index
 from liteframe.video.upright import geometry_of, has_alpha
 
-# Consecutive failures to read a packet after which the rest of a file is given up.
-_READ_ATTEMPTS = 32
 _FALLBACK_FPS = 25.0
 # Rates beyond these are a header's nonsense.
 _MIN_FPS, _MAX_FPS = 0.01, 500.0
-_LONG_INDEX = 1 << 16  # frames from which on what reading an index took is worth giving back
-_COVER = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
-_DEFAULT = 0x1
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
-# What these formats hold is the names of other files, or a program that makes pictures.
-_LIST_FORMATS = frozenset(("concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "webm_dash_manifest"))
-_STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")
-_options = {"protocol_whitelist": "file"}
-# A title that is no UTF-8 is no fault of the pictures. PyAV 19 takes it as it comes and has no such argument.
-_LENIENT: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 # What an index tells of a packet: its decoding time in ticks, the byte behind it (damaged ones add up to more than 64
 # bits), and two flags.
 _ENTRY = np.dtype([("time", "i8"), ("end", "f8"), ("is_keyframe", "?"), ("is_discarded", "?")])
@@ -65,87 +55,6 @@ def probe(
     if limits is not None:
         return probe_apart(path, nominal_fps, limits)
     return examine(path, nominal_fps=nominal_fps).info
-
-
-def allow_lists(is_allowed: bool) -> None:
-    """Whether this process opens playlists from now on; those of a stranger could name files that are not theirs."""
-    _options.pop("format_whitelist", None)
-    if not is_allowed:
-        _options["format_whitelist"] = ",".join(sorted(av.formats_available - _LIST_FORMATS))
-
-
-def open_video(path: str | PathLike[str], stream_index: int | None = None) -> tuple[Any, Any]:
-    """Open a file for reading: ``(av container, av video stream)``; the caller closes the container.
-
-    Raises:
-        VideoError: not found, folder, empty, unreadable, truncated, not a video, no video stream, no decoder,
-            encrypted or too large.
-    """
-    head = told.read_head(path)
-    try:
-        # An absolute path cannot be mistaken for a protocol, and a playlist cannot reach out to other hosts.
-        container: Any = av.open(fspath(Path(path).absolute()), options=dict(_options), **_LENIENT)
-    except (av.error.FFmpegError, OSError, ValueError):
-        raise told.unopened(path, head) from None
-    except MemoryError:
-        raise told.out_of_memory(path) from None
-    try:
-        stream = _choose_stream(path, container, head, stream_index)
-    except BaseException:
-        container.close()
-        raise
-    if stream.frames > _LONG_INDEX:
-        return_freed_memory()  # FFmpeg frees twice what it keeps of an index
-    return container, stream
-
-
-def _choose_stream(path: str | PathLike[str], container: Any, head: bytes, stream_index: int | None) -> Any:
-    """The video that a player would show: moving rather than a cover, then as the file says, then the largest."""
-    candidates = [stream for stream in container.streams.video if not _disposition(stream) & _COVER]
-    if stream_index is not None:
-        candidates = [stream for stream in candidates if stream.index == stream_index]
-    if container.format.name == "tty" or not len(container.streams):
-        raise told.unopened(path, head)
-    if not candidates:
-        raise told.no_video_stream(path)
-    usable = [stream for stream in candidates if stream.codec_context is not None]
-    if not usable:
-        raise told.no_decoder(path, head)
-
-    def rank(stream: Any) -> tuple[bool, bool, bool, int]:
-        context = stream.codec_context
-        is_moving = stream.frames != 1 and context.name not in _STILL_CODECS
-        area = (context.width or 0) * (context.height or 0)
-        return stream.frames != 1, is_moving, bool(_disposition(stream) & _DEFAULT), area
-
-    best = max(usable, key=rank)
-    width, height = best.codec_context.width or 0, best.codec_context.height or 0
-    if width * height > told.MAX_PIXELS:
-        raise told.too_large(path, width, height)
-    # A picture inside the stream may claim another size than the header.
-    best.codec_context.options = {"max_pixels": str(told.MAX_PIXELS)}
-    return best
-
-
-def packets(container: Any, stream: Any, on_packet: Callable[[], None] | None = None) -> Iterator[Any]:
-    """The stream's packets, then one empty packet; unreadable stretches are stepped over, a bounded number of times.
-
-    `on_packet` is called for each packet of the file: a sign of life.
-    """
-    for _ in range(_READ_ATTEMPTS):
-        try:
-            for packet in container.demux(stream):
-                if on_packet is not None:
-                    on_packet()
-                yield packet
-            return
-        except (av.error.FFmpegError, OSError):
-            continue
-
-
-def stamp_of(packet_or_frame: Any) -> int | None:
-    """Presentation timestamp in ticks; containers without any (AVI) give their decoding times, which run alike."""
-    return packet_or_frame.dts if packet_or_frame.pts is None else packet_or_frame.pts
 
 
 def examine(
@@ -186,7 +95,7 @@ def examine(
         except MemoryError:
             raise told.out_of_memory(path) from None
         source = _assemble(path, container, stream, walk, first, len(present) > 0, faults, nominal_fps)
-    if len(source.stamps) > _LONG_INDEX:
+    if len(source.stamps) > LONG_INDEX:
         del entries, present, walk, first
         return_freed_memory()
     return source
@@ -234,7 +143,7 @@ def _assemble(
     aspect = as_fraction(stream.sample_aspect_ratio) or as_fraction(stream.codec_context.sample_aspect_ratio)
     geometry = geometry_of(first, aspect)
     width, height = geometry.displayed_size
-    num_streams = sum(not _disposition(other) & _COVER for other in container.streams.video)
+    num_streams = sum(not is_cover(other) for other in container.streams.video)
     num_hidden = 0 if any(fault.kind == "truncated" for fault in faults) else stream.frames - num_packets
     notes = [
         *told.notes_on_stream(num_streams, stream.index, num_hidden, stream.frames),
@@ -279,7 +188,7 @@ def _assemble(
         key_ticks=tuple(seek for _, seek in keys),
         wild=wild,
         is_full_range=int(getattr(first, "color_range", 0) or 0) == _FULL_RANGE,
-        is_list=not _LIST_FORMATS.isdisjoint(container.format.name.split(",")),
+        is_list=is_list(container),
     )
 
 
@@ -288,7 +197,7 @@ def _walk(container: Any, stream: Any, walk: Walk, stop_at_first: bool, on_packe
     first = None
     seeks_shown_times = any(name in container.format.name for name in ("matroska", "mov"))
     for packet in packets(container, stream, on_packet):
-        if packet.size and not getattr(packet, "is_discard", False) and not is_hidden(stream, packet):
+        if packet.size and not getattr(packet, "is_discard", False) and not is_hidden(stream.codec_context, packet):
             stamp = stamp_of(packet)
             walk.note(stamp, packet.duration)
             if packet.is_keyframe and stamp is not None:
@@ -387,14 +296,3 @@ def _is_interlaced(container: Any, stream: Any) -> bool:
     # FFmpeg's AVFieldOrder: 0 unknown, 1 progressive, 2 to 5 interlaced.
     order = getattr(stream.codec_context, "field_order", 0)
     return int(getattr(order, "value", order) or 0) >= 2 and "mov" not in container.format.name
-
-
-def is_hidden(stream: Any, packet: Any) -> bool:
-    """VP8 stores reference pictures that are never shown as packets of their own; a bit in the first byte tells."""
-    return stream.codec_context.name.startswith("vp8") and not bytes(packet)[0] & 0x10
-
-
-def _disposition(stream: Any) -> int:
-    """FFmpeg's flags: what a stream is meant for. PyAV gives them as a number or as an enumeration of it."""
-    value = getattr(stream, "disposition", 0)
-    return int(getattr(value, "value", value) or 0)

@@ -14,8 +14,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
+from liteframe.video.container import is_hidden, open_video, packets, stamp_of
 from liteframe.video.h264 import is_disposable, length_bytes
-from liteframe.video.probe import is_hidden, open_video, packets, stamp_of
+from liteframe.video.shared_file import SharedFile
 from liteframe.video.source import Source
 
 # A jump throws away the frames that the decoder's threads have begun; it must save more than that.
@@ -49,7 +50,7 @@ class Sizes:
 class Reader:
     """Decodes forward from where it was last set, dropping what cannot be shown; counts what it drops.
 
-    With `is_one_of_several` it has one thread, and raises DamagedError where it would have to count.
+    With a `shared` file it is one of several: it has one thread, and raises DamagedError where it would have to count.
 
     Attributes:
         num_damaged: packets or pictures that were lost.
@@ -62,14 +63,14 @@ class Reader:
         on_packet: Callable[[], None] | None = None,
         *,
         sizes: Sizes | None = None,
-        is_one_of_several: bool = False,
+        shared: SharedFile | None = None,
     ) -> None:
         self.source = source
         self.num_damaged = 0
         self.num_estimated = 0
         self._sizes = sizes or Sizes()
         self._on_packet = on_packet
-        self._is_one_of_several = is_one_of_several
+        self._shared = shared
         self._is_careful = False
         self._reformat = partial(VideoReformatter().reformat, **SCALING)
         self._latest = self._reached = -math.inf  # what is aimed at; the last frame met that is not after it
@@ -90,20 +91,27 @@ class Reader:
         self._latest = latest
 
     def _open(self) -> None:
-        self._container, self._stream = open_video(self.source.info.path, self.source.stream_index)
-        self._num_threads = 1 if self._is_careful or self._is_one_of_several else num_threads()
-        self._stream.thread_type = "AUTO" if self._num_threads > 1 else "SLICE"
-        self._stream.codec_context.thread_count = self._num_threads
-        context = self._stream.codec_context
-        may_leave_out = context.name == "h264" and not self._is_careful and self.source.is_stamped
+        self._container: Any = None
+        self._packets: Iterator[Any]
+        if self._shared is not None:
+            self._decoder, self._format_name = self._shared.decoder(), self._shared.format_name
+            self._packets = self._shared.packets_from(None)
+        else:
+            self._container, self._stream = open_video(self.source.info.path, self.source.stream_index)
+            self._decoder, self._format_name = self._stream.codec_context, self._container.format.name
+            self._packets = packets(self._container, self._stream, self._on_packet)
+        self._num_threads = 1 if self._is_careful or self._shared is not None else num_threads()
+        self._decoder.thread_type = "AUTO" if self._num_threads > 1 else "SLICE"
+        self._decoder.thread_count = self._num_threads
+        may_leave_out = self._decoder.name == "h264" and not self._is_careful and self.source.is_stamped
         # None: every packet is decoded, as where the decoder's own errors tell what is damaged.
-        self._length_bytes = length_bytes(context.extradata) if may_leave_out else None
-        self._packets: Iterator[Any] = packets(self._container, self._stream, self._on_packet)
+        self._length_bytes = length_bytes(self._decoder.extradata) if may_leave_out else None
         self._landing: int | None = None
 
     def close(self) -> None:
-        """Close the file."""
-        self._container.close()
+        """Close the file, unless others read it."""
+        if self._container is not None:
+            self._container.close()
 
     def rewind(self) -> None:
         """Go back to the start of the file."""
@@ -112,11 +120,16 @@ class Reader:
 
     def seek(self, key: int, latest: float) -> bool:
         """Go to key frame number `key`; False when what is found there is shown after `latest` seconds."""
-        try:
-            self._container.seek(int(self.source.key_ticks[key]), stream=self._stream)
-        except (av.error.FFmpegError, OSError):
-            return False
-        self._packets = packets(self._container, self._stream, self._on_packet)
+        ticks = int(self.source.key_ticks[key])
+        if self._shared is not None:
+            self._decoder.flush_buffers()
+            self._packets = self._shared.packets_from(ticks)
+        else:
+            try:
+                self._container.seek(ticks, stream=self._stream)
+            except (av.error.FFmpegError, OSError):
+                return False
+            self._packets = packets(self._container, self._stream, self._on_packet)
         for packet in self._packets:
             stamp = stamp_of(packet)
             if packet.is_keyframe and packet.size and stamp is not None:
@@ -137,7 +150,7 @@ class Reader:
                         shown = seconds
                 return
             except DamagedError:
-                if self._is_one_of_several:
+                if self._shared is not None:
                     raise
                 self._repair(shown)
 
@@ -161,7 +174,7 @@ class Reader:
         broken: set[int] = set()
         awaited: list[int] = []  # a heap of the stamps of packets whose frames have not come yet
         # A broadcast's packet is called corrupt where two recordings meet, though it is whole.
-        is_told = self._container.format.name != "mpegts"
+        is_told = self._format_name != "mpegts"
         self._reached = -math.inf
         for packet in self._packets:
             stamp = stamp_of(packet)
@@ -173,7 +186,7 @@ class Reader:
             if stamp is not None and is_expected:
                 heapq.heappush(awaited, stamp)
             try:
-                decoded = packet.decode()
+                decoded = self._decoder.decode(packet)
             except (av.error.FFmpegError, ValueError):
                 self._lose(1)
                 continue
@@ -211,14 +224,14 @@ class Reader:
 
     def _is_expected(self, packet: Any, stamp: int | None) -> bool:
         """Whether a frame should come of it."""
-        if not packet.size or is_hidden(self._stream, packet) or getattr(packet, "is_discard", False):
+        if not packet.size or is_hidden(self._decoder, packet) or getattr(packet, "is_discard", False):
             return False
         if stamp is None or not self.source.is_timed:
             return True
         return stamp >= (self.source.origin if self._landing is None else self._landing)
 
     def _lose(self, count: int) -> None:
-        if count and (self._num_threads > 1 or self._length_bytes is not None or self._is_one_of_several):
+        if count and (self._num_threads > 1 or self._length_bytes is not None or self._shared is not None):
             raise DamagedError
         self.num_damaged += count
 
@@ -230,7 +243,7 @@ class Reader:
             seconds = self.source.seconds(stamp)
             if last is None or seconds > last:
                 return seconds
-        if self._is_one_of_several:
+        if self._shared is not None:
             raise DamagedError
         self.num_estimated += 1
         if last is None:

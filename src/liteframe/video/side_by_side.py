@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from liteframe.prefetch import prefetched
 from liteframe.video.cursor import Cursor
 from liteframe.video.reader import Reader
+from liteframe.video.shared_file import SharedFile
 from liteframe.video.source import Source
 
 # Pictures that may wait for their turn, in all; of each reader.
@@ -60,29 +61,39 @@ def frames_side_by_side(
     `on_packet` is called in several threads at once.
 
     Raises:
-        DamagedError: a frame was lost; those yielded before it are right.
+        DamagedError, LostPlaceError: a frame was lost; those yielded before it are right.
     """
     with ExitStack() as stack:
+        shared = SharedFile(source.info.path, source.stream_index, on_packet)
+        stack.callback(shared.close)  # behind the readers' ends
         readers: list[Iterator[Any]] = []
+        # No more than a reader can be ahead of the others by: a stretch of its own, and one frame for an uneven pace.
+        ahead = min(_num_waiting(source, len(shares)), _longest_stretch(shares) + 1)
         for share in shares:
-            make = partial(_share_of_frames, source, share, on_packet)
-            items = prefetched(make, _num_waiting(source, len(shares)), name="liteframe-side")
+            make = partial(_share_of_frames, source, share, shared)
+            items = prefetched(make, ahead, name="liteframe-side")
             stack.enter_context(closing(items))
             next(items)  # starts its thread, and is nothing
             readers.append(items)
         yield from heapq.merge(*readers, key=lambda item: item[0])
 
 
-def _share_of_frames(
-    source: Source, times: Float[np.ndarray, " t"], on_packet: Callable[[], None] | None
-) -> Iterator[Item | None]:
+def _share_of_frames(source: Source, times: Float[np.ndarray, " t"], shared: SharedFile) -> Iterator[Item | None]:
     yield None
-    reader = Reader(source, on_packet, is_one_of_several=True)
+    reader = Reader(source, shared=shared)
     try:
         for seconds, frame in Cursor(source, reader).shown_at(times):
             yield seconds, reader.to_rgb(frame), (frame.width, frame.height)
     finally:
         reader.close()
+
+
+def _longest_stretch(shares: list[Float[np.ndarray, " _"]]) -> int:
+    """Most frames of one reader without another's in between."""
+    readers = np.repeat(np.arange(len(shares)), [len(share) for share in shares])
+    readers = readers[np.argsort(np.concatenate(shares))]
+    begins = np.flatnonzero(np.diff(readers, prepend=-1))
+    return int(np.diff(begins, append=len(readers)).max())
 
 
 def _num_waiting(source: Source, num_readers: int) -> int:

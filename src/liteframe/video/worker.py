@@ -30,6 +30,7 @@ def main() -> None:
     line = _Line(output)
     try:
         from liteframe.video import probe
+        from liteframe.video.container import allow_lists
         from liteframe.video.decode import iter_frames
     except BaseException:
         line.send(isolate.FAILURE, traceback.format_exc().encode())
@@ -39,7 +40,7 @@ def main() -> None:
         try:
             task = json.loads(text)
             os.chdir(task["folder"])
-            probe.allow_lists(task["limits"]["allow_lists"])
+            allow_lists(task["limits"]["allow_lists"])
             _do(task, line, iter_frames, probe.examine)
         except BrokenPipeError:
             return
