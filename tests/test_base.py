@@ -212,8 +212,8 @@ def test_the_allocator_setting_keeps_freed_memory():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 @pytest.mark.parametrize("where", ["main", "thread"])
-@pytest.mark.parametrize("between", [0, 64])
-def test_what_was_freed_is_given_back_when_asked(where, between):
+@pytest.mark.parametrize(("count", "between"), [(1, 0), (40, 0), (40, 64)])
+def test_what_was_freed_is_given_back_when_asked(where, count, between):
     """Forty megabytes that a thread freed, at the end of its arena or with small blocks in between that stay."""
     code = (
         "import sys, threading, numpy as np\n"
@@ -224,8 +224,8 @@ def test_what_was_freed_is_given_back_when_asked(where, between):
         "stay, told = [], []\n"
         "def work():\n"
         "    blocks = []\n"
-        "    for _ in range(40):\n"
-        "        blocks.append(np.ones(1 << 20, np.uint8))\n"
+        f"    for _ in range({count}):\n"
+        f"        blocks.append(np.ones((40 << 20) // {count}, np.uint8))\n"
         f"        stay.append(np.ones({between}, np.uint8) if {between} else None)\n"
         "    blocks.clear()\n"
         "    before = resident()\n"
