@@ -3,7 +3,7 @@
 The same questions about the same long videos (512 frames, needles of 4 to 16) are asked with every encoder and number
 of frames, of LiteFrame before and after LMA; `liteframe report` puts them together. docs/results.md shows the output.
 
-    python benchmarks/frame_scaling.py [--videos 400] [--out runs/frame-scaling] [--model mini]
+    python benchmarks/frame_scaling.py [--videos 400] [--short-videos 1200] [--out runs/frame-scaling] [--model mini]
 
 A finished setting is not asked again, so an interrupted study goes on where it was. Writes reports into OUT, and
 OUT/frame_scaling.json; prints the tables; the last line is the JSON.
@@ -76,15 +76,21 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Ask what is missing, then tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=400)
+    parser.add_argument("--videos", type=int, default=400, help="long ones")
+    parser.add_argument(
+        "--short-videos", type=int, default=1200, help="with a tenth of the errors, differences want more of them"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/frame-scaling"))
     parser.add_argument("--model", default="mini", help="a model with a student that has an adapter")
     args = parser.parse_args()
     tune_allocator()
-    for name, config, seed in (("long", LONG, SEED), ("short", SHORT, SEED + 1)):
+    for name, count, config, seed in (
+        ("long", args.videos, LONG, SEED),
+        ("short", args.short_videos, SHORT, SEED + 1),
+    ):
         if not (args.out / name / "questions.jsonl").exists():
             with terminal.progress(f"Making {name} videos") as on_progress:
-                write_benchmark(args.out / name, args.videos, seed, config, on_progress=on_progress)
+                write_benchmark(args.out / name, count, seed, config, on_progress=on_progress)
     for name, data, model, encoder, frames in plan(args.model, args.out):
         for count in frames:
             out = args.out / f"{data}-results" / name / str(count)
@@ -93,7 +99,7 @@ def main() -> None:
             print(f"{name}, {count} frames", file=sys.stderr)
             with terminal.progress("Asking") as on_progress:
                 evaluate("needles", args.out / data, model, [encoder], [count], out=out, on_progress=on_progress)
-    report = {"videos": args.videos}
+    report: dict[str, Any] = {"videos": args.videos, "short_videos": args.short_videos}
     for data in ("long", "short"):
         rows = write_report(args.out / f"{data}-results")["rows"]
         report[data] = rows

@@ -74,11 +74,13 @@ class SharedFile:
                     if again[-1:] != ([last] if num_taken else []):
                         raise LostPlaceError
                     self._reading = reading
+                # As many again as there were, so that not much more is read twice than once.
+                most = max(_BURST_PACKETS, num_taken)
                 burst, num_bytes = [], 0
                 for packet in self._packets:
                     burst.append(packet)
                     num_bytes += packet.size
-                    if len(burst) == _BURST_PACKETS or num_bytes >= _BURST_BYTES:
+                    if len(burst) == most or num_bytes >= _BURST_BYTES:
                         break
             if not burst:
                 return
