@@ -50,7 +50,7 @@ def plan(model: str, out: Path) -> list[tuple[str, str, str, str, tuple[int, ...
         ("pooled, adapted LLM", "long", adapted, "pooled", (256,)),
         ("liteframe before LMA", "long", model, str(before), GROWING),
         ("teacher", "short", model, "teacher", (32,)),
-        ("liteframe", "short", model, "liteframe", (32, 256)),
+        ("liteframe", "short", model, "liteframe", (256,)),
         ("pooled", "long", model, "pooled", GROWING),
     ]
 
