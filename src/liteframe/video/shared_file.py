@@ -33,19 +33,18 @@ class SharedFile:
         path: the video.
         stream_index: which of its streams is read.
         on_packet: called for each packet that is read, also for those read again, by whichever thread reads.
+
+    Attributes:
+        format_name: FFmpeg's, of the container.
     """
 
     def __init__(self, path: str | PathLike[str], stream_index: int, on_packet: Callable[[], None] | None) -> None:
         self._path, self._stream_index, self._on_packet = path, stream_index, on_packet
         self._lock = threading.Lock()
-        self._container, self.stream = open_video(path, stream_index)
-        self._packets = packets(self._container, self.stream, on_packet)
+        self._container, self._stream = open_video(path, stream_index)
+        self.format_name = str(self._container.format.name)
+        self._packets = packets(self._container, self._stream, on_packet)
         self._reading: object = _NOBODY  # whose place the file is at
-
-    @property
-    def format_name(self) -> str:
-        """Of the container."""
-        return str(self._container.format.name)
 
     def decoder(self) -> Any:
         """A codec context of its own for one reader. It outlives the container that it was made with."""
@@ -91,13 +90,13 @@ class SharedFile:
     def _go_to(self, ticks: int | None) -> bool:
         if ticks is None:
             self._container.close()
-            self._container, self.stream = open_video(self._path, self._stream_index)
+            self._container, self._stream = open_video(self._path, self._stream_index)
         else:
             try:
-                self._container.seek(ticks, stream=self.stream)
+                self._container.seek(ticks, stream=self._stream)
             except (av.error.FFmpegError, OSError):
                 return False
-        self._packets = packets(self._container, self.stream, self._on_packet)
+        self._packets = packets(self._container, self._stream, self._on_packet)
         return True
 
     def close(self) -> None:
