@@ -94,6 +94,21 @@ def test_a_place_that_is_not_found_again_is_told(clip, monkeypatch):
     shared.close()
 
 
+def test_a_place_that_cannot_be_gone_to_again_is_told(clip, monkeypatch):
+    """At first there are no packets, and the reader looks elsewhere; in the middle the rest would be missing."""
+    monkeypatch.setattr(shared_file, "_BURST_PACKETS", 4)
+    shared, ticks = SharedFile(clip, 0, None), examine(clip).key_ticks
+    one, other = shared.packets_from(ticks[2]), shared.packets_from(ticks[3])
+    for _ in range(4):
+        next(one)
+    next(other)
+    monkeypatch.setattr(shared, "_go_to", lambda wanted: False)
+    assert list(shared.packets_from(ticks[5])) == []
+    with pytest.raises(LostPlaceError):
+        next(one)
+    shared.close()
+
+
 def test_a_file_that_was_taken_away_is_told(clip):
     shared = SharedFile(clip, 0, None)
     clip.unlink()

@@ -34,8 +34,8 @@ from liteframe.video.transform import normalize, resize
 
 # First word of the random streams of bank clips and of what is made of them.
 _CLIPS, _VIDEOS = 0xBC, 0xAD
-# The settings that decide what the clips show; the others are about what is asked of them.
-_ABOUT_CLIPS = {"clips", "frames", "spans", "still_share", "needles", "needle_frames"}
+# The settings of what is asked about the clips; all others decide what they show.
+_ABOUT_QUESTIONS = {"most_needles", "turns", "tasks", "multiple_choice_share", "list_share", "card_share"}
 
 
 class TokenBankConfig(Config):
@@ -192,7 +192,7 @@ class TokenBank:
             )
             for needles, shows in (self._plan(index)[1:] for index in range(config.clips))
         ]
-        clips = config.model_dump(mode="json", include=_ABOUT_CLIPS)
+        clips = config.model_dump(mode="json", exclude=_ABOUT_QUESTIONS)
         made_from = {"clips": clips, "pixels": pixels.model_dump(mode="json"), "seed": seed}
         self._features: Float16[Tensor, "c g 1 h w d"] = kept_features(
             cache, encoder.weights(), made_from, lambda: self._encode(encoder.eval(), pixels), may_write

@@ -68,6 +68,8 @@ class SharedFile:
                     is_there = self._reading is _NOBODY and ticks is None
                     self._reading = None
                     if not is_there and not self._go_to(ticks):
+                        if num_taken:  # what follows would be missing, and nobody would know
+                            raise LostPlaceError
                         return
                     again = [_mark(packet) for packet in islice(self._packets, num_taken)]
                     if again[-1:] != ([last] if num_taken else []):
