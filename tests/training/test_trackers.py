@@ -6,6 +6,7 @@ import importlib.util
 import json
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -29,16 +30,12 @@ def logged(output: Path) -> list[dict]:
 
 def test_wandb_gets_every_figure_of_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A true run without a network; what was written is read back."""
-    from wandb.proto import wandb_internal_pb2
-
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     train(Points(), config(steps=3, track={"wandb": "tests", "name": "mine"}), tmp_path, "points")
     (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     history, run = [], None
-    for data in records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in written(path):
         if record.WhichOneof("record_type") == "history":
             history.append({(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item})
         elif record.WhichOneof("record_type") == "run":
@@ -53,6 +50,22 @@ def test_wandb_gets_every_figure_of_every_step(tmp_path: Path, monkeypatch: pyte
                 assert line[name] == pytest.approx(value, rel=1e-6)
 
 
+def written(path: Path, patience: float = 60) -> list[Any]:
+    """All records of a .wandb file, up to the one that ends it: W&B's own process writes some after ``finish``."""
+    from wandb.proto import wandb_internal_pb2
+
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        found = []
+        for data in records(path.read_bytes()):
+            found.append(wandb_internal_pb2.Record())
+            found[-1].ParseFromString(data)
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{path}: not ended after {patience} s")
+
+
 def records(content: bytes) -> Iterator[bytes]:
     """The records of a .wandb file: LevelDB's log format behind a header of 7 bytes."""
     at, parts = 7, b""
@@ -60,7 +73,11 @@ def records(content: bytes) -> Iterator[bytes]:
         if (left := 32768 - at % 32768) < 7:  # the rest of a block that has no room for a record's header
             at += left
             continue
+        if at + 7 > len(content):  # a header is being written
+            return
         _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        if at + 7 + length > len(content):
+            return
         parts += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
