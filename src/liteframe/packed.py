@@ -59,6 +59,28 @@ def linear(
     return _multiply(hidden, _kept(weight), bias)
 
 
+def linear_onto(
+    start: Float[Tensor, "#*n m"], hidden: Float[Tensor, "*n k"], weight: Float[Tensor, "m ..."]
+) -> Float[Tensor, "*n m"]:
+    """`linear` without a bias, plus `start`, which is broadcast.
+
+    In inference the product is added to what `start` was copied to: a bias and a sum each go through memory once more.
+    """
+    in_place = (
+        not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and hidden.device.type in ("cpu", "cuda")
+        and not torch.is_autocast_enabled(hidden.device.type)
+        and all(type(tensor) in _PLAIN for tensor in (start, hidden, weight))
+        and not (is_faster() and _fits(hidden, weight))
+    )
+    if not in_place:
+        return linear(hidden, weight) + start
+    result = start.expand(*hidden.shape[:-1], -1).clone(memory_format=torch.contiguous_format)
+    rows = result.view(-1, result.shape[-1])
+    torch.addmm(rows, hidden.reshape(-1, hidden.shape[-1]), weight.flatten(1).t(), out=rows)
+    return result
+
+
 def pack(module: Module) -> Module:
     """Make the linear layers of `module` `PackedLinear`, in place, where that is faster on this machine.
 

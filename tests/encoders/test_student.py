@@ -126,20 +126,21 @@ def test_taps_are_conv3d_forwards_and_backwards(kernel, stride, size):
     hidden = torch.randn(2, *size, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(6, 1, *kernel, dtype=torch.float64, requires_grad=True)
     padding = [left_padding(k, s) for k, s in zip(kernel, stride, strict=True)]
-    expected = F.conv3d(hidden.permute(0, 4, 1, 2, 3), weight, stride=stride, padding=padding, groups=6)
+    bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    expected = F.conv3d(hidden.permute(0, 4, 1, 2, 3), weight, bias, stride=stride, padding=padding, groups=6)
     expected = expected.permute(0, 2, 3, 4, 1)
     assert expected.shape[1:4] == tuple(n // s for n, s in zip(size, stride, strict=True))
     grad = torch.randn_like(expected)
-    expected_grads = torch.autograd.grad(expected, (hidden, weight), grad)
+    expected_grads = torch.autograd.grad(expected, (hidden, weight, bias), grad)
     for method in ("taps", "planes", "convolution", "auto"):
-        result = depthwise_convolution(hidden, weight, stride, method)
+        result = depthwise_convolution(hidden, weight, stride, method, bias)
         # float64: 1e-10 is far above rounding and far below any fault.
         torch.testing.assert_close(result, expected, atol=1e-10, rtol=0)
-        for ours, theirs in zip(torch.autograd.grad(result, (hidden, weight), grad), expected_grads, strict=True):
+        for ours, theirs in zip(torch.autograd.grad(result, (hidden, weight, bias), grad), expected_grads, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
     with torch.no_grad():  # what a compiler gets
         shifts = _sum_of_shifts(hidden, weight[:, 0].permute(1, 2, 3, 0), stride)
-        torch.testing.assert_close(shifts, expected, atol=1e-10, rtol=0)
+        torch.testing.assert_close(shifts + bias, expected, atol=1e-10, rtol=0)
 
 
 def test_taps_give_gradients_only_where_asked():

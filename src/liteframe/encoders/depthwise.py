@@ -49,7 +49,11 @@ def average_kernel(kernel: Triple, stride: Triple) -> Float[Tensor, "a b c"]:
 
 
 def depthwise_convolution(
-    hidden: Float[Tensor, "g t h w d"], weight: Float[Tensor, "d 1 a b c"], stride: Triple, method: str = "auto"
+    hidden: Float[Tensor, "g t h w d"],
+    weight: Float[Tensor, "d 1 a b c"],
+    stride: Triple,
+    method: str = "auto",
+    bias: Float[Tensor, " d"] | None = None,
 ) -> Float[Tensor, "g t2 h2 w2 d"]:
     """Convolve every channel by itself; ``t2 = t / stride``, and so on: sizes must be multiples of the strides.
 
@@ -58,21 +62,24 @@ def depthwise_convolution(
         weight: as `torch.nn.Conv3d` keeps it; cast to the dtype of `hidden`. At least as large as the stride.
         stride: along t, h, w.
         method: one of `METHODS`.
+        bias: added to every output.
     """
     weight = weight.to(hidden.dtype)
     if method == "auto":
         method = _method(hidden.device.type, (weight.shape[2], weight.shape[3], weight.shape[4]), stride)
+    if method == "convolution":
+        padding = [left_padding(size, step) for size, step in zip(weight.shape[2:], stride, strict=True)]
+        channels_first = hidden.permute(0, 4, 1, 2, 3)
+        bias = None if bias is None else bias.to(hidden.dtype)
+        result = F.conv3d(channels_first, weight, bias, stride=stride, padding=padding, groups=len(weight))
+        return result.permute(0, 2, 3, 4, 1).contiguous()
     if method == "planes":
-        return _sum_of_planes(hidden, weight, stride)
-    if method == "taps":
+        result = _sum_of_planes(hidden, weight, stride)
+    else:
         taps = weight[:, 0].permute(1, 2, 3, 0).contiguous()
-        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
-            return _sum_of_shifts(hidden, taps, stride)
-        return _Taps.apply(hidden, taps, stride)
-    padding = [left_padding(size, step) for size, step in zip(weight.shape[2:], stride, strict=True)]
-    channels_first = hidden.permute(0, 4, 1, 2, 3)
-    result = F.conv3d(channels_first, weight, stride=stride, padding=padding, groups=len(weight))
-    return result.permute(0, 2, 3, 4, 1).contiguous()
+        shifts_only = torch.compiler.is_compiling() and not torch.is_grad_enabled()
+        result = _sum_of_shifts(hidden, taps, stride) if shifts_only else _Taps.apply(hidden, taps, stride)
+    return result if bias is None else result + bias
 
 
 def _sum_of_planes(
@@ -166,7 +173,7 @@ class StridedConvolution(nn.Module):
                 if missing := -hidden.shape[axis] % self.stride[axis - 1]:
                     last = hidden.narrow(axis, hidden.shape[axis] - 1, 1)
                     hidden = torch.cat([hidden, *[last] * missing], dim=axis)
-        return depthwise_convolution(hidden, self.weight, self.stride, self.method) + self.bias
+        return depthwise_convolution(hidden, self.weight, self.stride, self.method, self.bias)
 
 
 class _Taps(torch.autograd.Function):

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -32,9 +31,9 @@ from transformers import initialization as init
 
 from liteframe.encoders.depthwise import StridedConvolution, TemporalConvolution, average_kernel
 from liteframe.encoders.faults import config_faults
-from liteframe.encoders.interface import VideoEncoder, as_tuples, patch_grid, resample_grid
+from liteframe.encoders.interface import VideoEncoder, as_tuples, patch_grid
+from liteframe.encoders.patches import PatchEmbedding
 from liteframe.errors import ConfigError, InputError
-from liteframe.packed import linear
 from liteframe.types import VideoTokens
 
 _ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
@@ -212,27 +211,6 @@ def _add(hidden: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     return hidden + branch if scale is None else torch.addcmul(hidden, branch, scale)
 
 
-class PatchEmbedding(nn.Module):
-    """Patches by one matrix product, learned positions, and CLS in front where the config has one."""
-
-    def __init__(self, config: LiteFrameConfig) -> None:
-        super().__init__()
-        width, patch = config.hidden_sizes[0], config.patch_size
-        self.projection = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
-        self.positions = nn.Parameter(torch.empty(*(side // patch for side in config.image_size), width))
-        self.cls_token = nn.Parameter(torch.empty(width)) if config.cls_token else None
-
-    def forward(self, pixels: Float[Tensor, "g f 3 H W"]) -> Float[Tensor, "g f n d"]:
-        """Embed every frame. The product lays tokens out channels last, which a convolution would not."""
-        patch = self.projection.kernel_size[0]
-        patches = rearrange(pixels, "g f c (h p) (w q) -> g f h w (c p q)", p=patch, q=patch)
-        embedded = linear(patches, self.projection.weight, self.projection.bias)
-        hidden = (embedded + resample_grid(self.positions, (patches.shape[2], patches.shape[3]))).flatten(2, 3)
-        if self.cls_token is None:
-            return hidden
-        return torch.cat([self.cls_token.expand(*hidden.shape[:2], 1, -1), hidden], dim=2)
-
-
 class Stride(nn.Module):
     """Between two stages: a strided depth-wise convolution, a Linear where the widths differ, a LayerNorm if asked."""
 
@@ -276,7 +254,9 @@ class LiteFrameEncoder(PreTrainedModel, VideoEncoder):
         super().__init__(config)
         self.group_size, self.feature_dim, self.patch_size = config.group_size, config.feature_dim, config.patch_size
         self.allow_remainder = config.allow_remainder
-        self.patch_embedding = PatchEmbedding(config)
+        self.patch_embedding = PatchEmbedding(
+            config.image_size, config.patch_size, config.hidden_sizes[0], config.cls_token
+        )
         self.stages = nn.ModuleList(
             nn.ModuleList(Block(config, stage) for _ in range(depth)) for stage, depth in enumerate(config.depths)
         )
