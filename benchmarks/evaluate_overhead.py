@@ -30,7 +30,7 @@ from rich.console import Console
 
 from liteframe import terminal
 from liteframe.data.needles import NeedleConfig, write_benchmark
-from liteframe.evaluation.runner import evaluate
+from liteframe.evaluation import runner
 from liteframe.language.video_llm import VideoLanguageModel
 from liteframe.pipeline import VideoLLM
 from liteframe.runtime import Stopwatch, tune_allocator
@@ -55,7 +55,7 @@ def covered(spans: list[Span]) -> float:
 def noted() -> Iterator[dict[str, list[Span]]]:
     """The spans of every stage of every stopwatch, of answering and of loading models, while the block runs."""
     spans: dict[str, list[Span]] = {}
-    true_stage, true_load, true_generate = Stopwatch.stage, VideoLLM.from_pretrained, VideoLanguageModel.generate
+    true_stage, true_load, true_generate = Stopwatch.stage, runner._Models.load, VideoLanguageModel.generate
 
     @contextmanager
     def stage(self: Stopwatch, name: str) -> Iterator[None]:
@@ -73,16 +73,16 @@ def noted() -> Iterator[dict[str, list[Span]]]:
         spans.setdefault("answer", []).append((end - answer.prefill_seconds - answer.generate_seconds, end))
         return answer
 
-    def load(*names: Any, **settings: Any) -> VideoLLM:
+    def load(self: runner._Models, encoder: str) -> VideoLLM:
         begin = time.perf_counter()
-        model = true_load(*names, **settings)
+        model = true_load(self, encoder)
         spans.setdefault("load", []).append((begin, time.perf_counter()))
         return model
 
     with (
         mock.patch.object(Stopwatch, "stage", stage),
         mock.patch.object(VideoLanguageModel, "generate", generate),
-        mock.patch.object(VideoLLM, "from_pretrained", load),
+        mock.patch.object(runner._Models, "load", load),
     ):
         yield spans
 
@@ -95,7 +95,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         begin = time.perf_counter()
         if args.profile:
             profile.enable()
-        report = evaluate(
+        report = runner.evaluate(
             "needles", args.data or folder / "data", args.model, encoders, [args.frames], out=folder / "out",
             device=args.device, on_progress=on_progress,
         )  # fmt: skip

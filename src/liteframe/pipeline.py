@@ -94,7 +94,7 @@ class VideoLLM:
     @classmethod
     def from_pretrained(
         cls,
-        name: str | os.PathLike[str] = "mini",
+        name: str | os.PathLike[str] | Checkpoint = "mini",
         *,
         encoder: str | None = None,
         device: str = "auto",
@@ -106,11 +106,13 @@ class VideoLLM:
         """Load a model by name ("mini", a folder, a hub id).
 
         Args:
-            name: see `liteframe.language.loading.load_checkpoint`.
+            name: see `liteframe.language.loading.load_checkpoint`; or a checkpoint that is loaded, which several
+                encoders can share, unless it was adapted to one of them (`Checkpoint.is_adapted`): that is done in
+                place, so the one that was given must not be used any more.
             encoder: see `liteframe.baselines.build_method`: an encoder's name, the folder of a LiteFrame student, or a
                 baseline; None takes the encoder that the checkpoint names. Where an adapter of the language model lies
                 in the student's folder, as in the miniature's, it is used with that student, and with no other encoder.
-            device, dtype: ``auto`` takes what this machine is best at.
+            device, dtype: ``auto`` takes what this machine is best at; a loaded checkpoint has its own.
             cache: see `VideoLLM`.
             precision, compile_encoder: see `liteframe.encoders.precision.faster`; of the encoder alone.
 
@@ -118,7 +120,7 @@ class VideoLLM:
             CheckpointError: the model cannot be loaded.
             InputError: an unknown encoder, device, dtype or precision, or an encoder that cannot be compiled.
         """
-        checkpoint = load_checkpoint(name, device, dtype)
+        checkpoint = name if isinstance(name, Checkpoint) else load_checkpoint(name, device, dtype)
         encoder = encoder or checkpoint.encoder
         source = EncoderSource.of(checkpoint.model, checkpoint.folder)
         student = student_folder(encoder, source)

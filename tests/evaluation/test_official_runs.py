@@ -13,6 +13,9 @@ import numpy as np
 import official
 import pytest
 
+from liteframe import pipeline
+from liteframe.baselines import BASELINES
+from liteframe.data.needles import NeedleConfig, write_benchmark
 from liteframe.evaluation import runner
 from liteframe.evaluation.runner import evaluate
 from liteframe.pipeline import VideoLLM
@@ -139,3 +142,26 @@ def test_a_process_that_is_killed_goes_on(mini: str, tmp_path: Path) -> None:
     assert path.read_bytes().startswith(before[: before.rindex(b"\n")])  # nothing was asked again
     assert answers("killed") == answers("whole")
     assert json.loads(ran.stdout)["results"][0]["by_group"] == whole["results"][0]["by_group"]
+
+
+def test_methods_that_share_a_checkpoint_answer_as_by_themselves(
+    mini: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is loaded once more behind the one that adapts it, and no more often."""
+    loaded: list[str] = []
+    load = pipeline.load_checkpoint
+    monkeypatch.setattr(pipeline, "load_checkpoint", lambda name, *how: loaded.append(name) or load(name, *how))
+    write_benchmark(tmp_path / "data", 1, 5, NeedleConfig(frames=24, fps=4.0, needle_frames=(2, 6)))
+    methods = ["pooled", *(name for name in BASELINES if name != "random"), "liteframe", "teacher", "random"]
+
+    def ask(methods: list[str], out: str) -> dict[str, list[str]]:
+        evaluate("needles", tmp_path / "data", mini, methods, [8], out=tmp_path / out, device="cpu")
+        files = sorted((tmp_path / out).glob("predictions-*.jsonl"))
+        return {file.name: [json.loads(line)["text"] for line in file.read_text().splitlines()] for file in files}
+
+    together = ask(methods, "together")
+    assert loaded == [mini, mini] and len(together) == len(methods)
+    alone: dict[str, list[str]] = {}
+    for method in methods:
+        alone |= ask([method], f"alone-{method}")
+    assert together == alone

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from liteframe.evaluation.processes import Processes
 from liteframe.evaluation.results import predictions_name
 from liteframe.evaluation.scoring import is_right
 from liteframe.evaluation.summary import summarize
+from liteframe.language.loading import Checkpoint
 from liteframe.pipeline import VideoLLM
 from liteframe.result_lines import ResultLines
 from liteframe.runtime import choose_device, choose_dtype, machine_facts
@@ -124,15 +126,15 @@ def evaluate(
             weights = {name: _encoder_digest(name) for name in encoders}
             folder = AnswerFolder(Path(out), settings, weights, frames, resume, processes)
         machine = _machine(device)
+        models = _Models(model, device, dtype, store, precision)
         for encoder in encoders:
-            load = _Loader(model, encoder, device, dtype, store, precision)
             for count in frames:
 
                 def moved(videos_done: int, before: int = done) -> None:
                     if on_progress:
                         on_progress(before + videos_done, total)
 
-                asking = _Asking(load, encoder, count, bad_videos, machine, processes)
+                asking = _Asking(partial(models.load, encoder), encoder, count, bad_videos, machine, processes)
                 report["results"].append(_ask_everything(asking, benchmark, videos, folder, tell, moved))
                 done += len(videos)
                 if folder is not None:
@@ -189,24 +191,28 @@ def _exchange(asking: _Asking, videos: list[list[Item]]) -> None:
     asking.skipped = sorted((bad for _, skipped in shares for bad in skipped), key=lambda bad: place[bad["video"]])
 
 
-class _Loader:
-    """Loads the model when the first question needs it, and only once."""
+class _Models:
+    """Loads models when the first question needs them: the checkpoint once for all encoders that leave it as it is."""
 
-    def __init__(
-        self, model: str, encoder: str, device: str, dtype: str, cache: TokenCache | None, precision: str | None
-    ) -> None:
-        self._arguments: dict[str, Any] = {"encoder": encoder, "device": device, "dtype": dtype}
+    def __init__(self, model: str, device: str, dtype: str, cache: TokenCache | None, precision: str | None) -> None:
+        self._source: str | Checkpoint = model
+        self._name = model
+        self._settings: dict[str, Any] = {"device": device, "dtype": dtype}
         if precision is not None:
-            self._arguments["precision"] = precision
+            self._settings["precision"] = precision
         if cache is not None:
-            self._arguments["cache"] = cache
-        self._model = model
-        self._loaded: VideoLLM | None = None
+            self._settings["cache"] = cache
+        self._loaded: tuple[str, VideoLLM] | None = None
 
-    def __call__(self) -> VideoLLM:
-        if self._loaded is None:
-            self._loaded = VideoLLM.from_pretrained(self._model, **self._arguments)
-        return self._loaded
+    def load(self, encoder: str) -> VideoLLM:
+        if self._loaded is None or self._loaded[0] != encoder:
+            self._loaded = None  # what it needs alone is free before the next is loaded
+            source, self._source = self._source, self._name
+            model = VideoLLM.from_pretrained(source, encoder=encoder, **self._settings)
+            if not model.checkpoint.is_adapted:
+                self._source = model.checkpoint
+            self._loaded = (encoder, model)
+        return self._loaded[1]
 
 
 def _settings(
