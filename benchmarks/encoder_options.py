@@ -1,10 +1,13 @@
 """What batch size and precision do to the miniature's encoders, and what chunks do to its prefill.
 
-One process, on the CPU, random frames; settings take turns, medians follow a round of warm-up. Then what more frames
-cost: encoding and prefill of LiteFrame on 256 frames against the teacher's on 32; and 32 single tokens behind a prompt
-with keys and values that grow, and with static ones. `--clock cpu` counts the seconds that
-this process was computing, with OMP_NUM_THREADS=1 those of one thread: on a machine that others use, what is waited for
-is not counted, though caches and memory are still shared. The last line is one JSON object.
+One process, on the CPU, random frames; settings take turns, medians follow a round of warm-up. What more frames cost:
+encoding and prefill of LiteFrame on 256 frames against the teacher's on 32, both encoders in fp32, and both in bf16
+(``--precision``; the language model stays in float32). And 32 single tokens behind a prompt with keys and values that
+grow, and with static ones.
+
+`--clock cpu` counts the seconds that this process was computing, with OMP_NUM_THREADS=1 those of one thread: on a
+machine that others use, what is waited for is not counted, though caches and memory are still shared. The last line is
+one JSON object.
 
     OMP_NUM_THREADS=1 python benchmarks/encoder_options.py [--repeats 5] [--clock wall] [--out FILE] [--tiny]
 
@@ -98,6 +101,7 @@ def main() -> None:
     usual = frames_at_once(height, width)
     source = EncoderSource(checkpoint.model.model.vision_tower, folder=checkpoint.folder)
     encoders = {method: build_encoder(method, source) for method in METHODS}
+    halved = {method: with_precision(encoder, "bf16") for method, encoder in encoders.items()}
     frames = torch.randn(256 // share, 3, height, width)
     few = frames[: 32 // share]
     seen = {"teacher": few, "liteframe": frames}
@@ -106,8 +110,12 @@ def main() -> None:
     goal = take(
         {f"encode {method}": partial(encode, encoders[method], seen[method], usual) for method in METHODS}
         | {f"prefill {method}": partial(read, checkpoint, POSITIONS[method] // share) for method in METHODS}
+        | {f"encode {method} bf16": partial(encode, halved[method], seen[method], usual) for method in METHODS}
     )
-    ours, theirs = (sum(goal[f"{stage} {method}"] for stage in ("encode", "prefill")) for method in METHODS[::-1])
+    ratios = {}
+    for name, precision in (("fp32", ""), ("bf16", " bf16")):
+        theirs, ours = (goal[f"encode {method}{precision}"] + goal[f"prefill {method}"] for method in METHODS)
+        ratios[name] = ours / theirs
     batches = take({str(size): partial(encode, encoders["liteframe"], frames, size) for size in BATCHES})
     changed = {f"{method} {name}": with_precision(encoders[method], name) for method in METHODS for name in PRECISIONS}
     precisions = take({name: partial(encode, encoder, few, usual) for name, encoder in changed.items()})
@@ -125,7 +133,8 @@ def main() -> None:
         "tiny": arguments.tiny,
         "clock": arguments.clock,
         "repeats": arguments.repeats,
-        "liteframe_256_to_teacher_32": ours / theirs,
+        "liteframe_256_to_teacher_32": ratios["fp32"],
+        "liteframe_256_to_teacher_32_bf16": ratios["bf16"],
         "goal_seconds": goal,
         "batch_seconds": batches,
         "precision_seconds": precisions,
@@ -137,7 +146,8 @@ def main() -> None:
         console.print(name.replace("_", " "))
         for setting, seconds in report[name].items():
             console.print(f"  {setting}: {seconds * 1e3:.1f} ms")
-    console.print(f"LiteFrame at 256 frames to the teacher at 32: {ours / theirs:.2f} (wanted: at most 0.65)")
+    for name, ratio in ratios.items():
+        console.print(f"LiteFrame at 256 frames to the teacher at 32, encoders in {name}: {ratio:.3f} (goal: 0.65)")
     publish(report, arguments.out)
 
 

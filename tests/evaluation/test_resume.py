@@ -28,7 +28,6 @@ class Model(VideoLLM):
     """Always says B; dies once it was asked so often."""
 
     asked: list[tuple[str, str]]
-    checkpoint = SimpleNamespace(is_adapted=True)  # so that it is not asked to share one
     watched: list[tuple]
     loaded: int
     lifetime: float

@@ -26,7 +26,6 @@ class Slow(VideoLLM):
     """What it says depends on the video and the question only; each question is a line of the file LOG."""
 
     log: str
-    checkpoint = SimpleNamespace(is_adapted=True)  # so that it is not asked to share one
 
     def __init__(self) -> None:
         """Load nothing."""

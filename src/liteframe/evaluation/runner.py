@@ -209,8 +209,9 @@ class _Models:
             self._loaded = None  # what it needs alone is free before the next is loaded
             source, self._source = self._source, self._name
             model = VideoLLM.from_pretrained(source, encoder=encoder, **self._settings)
-            if not model.checkpoint.is_adapted:
-                self._source = model.checkpoint
+            checkpoint = getattr(model, "checkpoint", None)  # whatever else can watch and ask may have none
+            if checkpoint is not None and not checkpoint.is_adapted:
+                self._source = checkpoint
             self._loaded = (encoder, model)
         return self._loaded[1]
 

@@ -71,7 +71,8 @@ def normalize(
     """
     std32 = torch.tensor(std, dtype=torch.float32, device=pixels.device)
     mean32 = torch.tensor(mean, dtype=torch.float32, device=pixels.device)
-    # One multiplication and one addition a pixel: x * (1 / 255 std) - mean / std.
+    # One multiplication and one addition a pixel: x * (1 / 255 std) - mean / std. In place, in the copy that is made
+    # anyway: torch.addcmul took half as long again on a CPU.
     scale = (1 / (255 * std32)).view(1, 3, 1, 1)
     shift = (-mean32 / std32).view(1, 3, 1, 1)
-    return torch.addcmul(shift, pixels.float(), scale).to(dtype)
+    return pixels.to(torch.float32, copy=True).mul_(scale).add_(shift).to(dtype)
