@@ -29,7 +29,7 @@ from records import publish
 from rich.console import Console
 
 from liteframe.encoders import EncoderSource, build_encoder
-from liteframe.encoders.interface import VideoEncoder, frames_at_once
+from liteframe.encoders.interface import VideoEncoder
 from liteframe.encoders.precision import PRECISIONS, explained_variance, with_precision
 from liteframe.language import prefix
 from liteframe.language.loading import Checkpoint, load_checkpoint
@@ -98,19 +98,19 @@ def main() -> None:
     share = 16 if arguments.tiny else 1
     checkpoint = load_checkpoint("mini", "cpu", "float32")
     height, width = checkpoint.pixels.height, checkpoint.pixels.width
-    usual = frames_at_once(height, width)
     source = EncoderSource(checkpoint.model.model.vision_tower, folder=checkpoint.folder)
     encoders = {method: build_encoder(method, source) for method in METHODS}
     halved = {method: with_precision(encoder, "bf16") for method, encoder in encoders.items()}
+    usual = {method: encoder.frames_at_once(height, width) for method, encoder in encoders.items()}
     frames = torch.randn(256 // share, 3, height, width)
     few = frames[: 32 // share]
     seen = {"teacher": few, "liteframe": frames}
     take = partial(in_turns, repeats=arguments.repeats, clock=CLOCKS[arguments.clock])
 
     goal = take(
-        {f"encode {method}": partial(encode, encoders[method], seen[method], usual) for method in METHODS}
+        {f"encode {method}": partial(encode, encoders[method], seen[method], usual[method]) for method in METHODS}
         | {f"prefill {method}": partial(read, checkpoint, POSITIONS[method] // share) for method in METHODS}
-        | {f"encode {method} bf16": partial(encode, halved[method], seen[method], usual) for method in METHODS}
+        | {f"encode {method} bf16": partial(encode, halved[method], seen[method], usual[method]) for method in METHODS}
     )
     ratios = {}
     for name, precision in (("fp32", ""), ("bf16", " bf16")):
@@ -118,10 +118,10 @@ def main() -> None:
         ratios[name] = ours / theirs
     batches = take({str(size): partial(encode, encoders["liteframe"], frames, size) for size in BATCHES})
     changed = {f"{method} {name}": with_precision(encoders[method], name) for method in METHODS for name in PRECISIONS}
-    precisions = take({name: partial(encode, encoder, few, usual) for name, encoder in changed.items()})
-    exact = {method: encode(encoders[method], few, usual) for method in METHODS}
+    precisions = take({name: partial(encode, encoder, few, len(few)) for name, encoder in changed.items()})
+    exact = {method: encode(encoders[method], few, len(few)) for method in METHODS}
     explained = {
-        name: explained_variance(encode(encoder, few, usual), exact[name.split()[0]])
+        name: explained_variance(encode(encoder, few, len(few)), exact[name.split()[0]])
         for name, encoder in changed.items()
     }
     chunks = take({f"{p // share} by {c}": partial(read, checkpoint, p // share, c) for p in LONG for c in CHUNKS})

@@ -34,7 +34,7 @@ import torch
 from liteframe.baselines import build_method, prefill_pruning
 from liteframe.encoded_video import EncodedVideo
 from liteframe.encoders import EncoderSource, student_folder
-from liteframe.encoders.interface import STUDENT_FOLDER, VideoEncoder, frames_at_once, group_frames
+from liteframe.encoders.interface import STUDENT_FOLDER, VideoEncoder, group_frames
 from liteframe.encoders.precision import faster
 from liteframe.errors import InputError, VideoWarning
 from liteframe.language.adapter import ADAPTER_FOLDER
@@ -86,7 +86,7 @@ class VideoLLM:
         self.backend = backend
         self._last: EncodedVideo | None = None
         size = (checkpoint.pixels.height, checkpoint.pixels.width)
-        self.batch_frames = frames_at_once(*size, encoder.group_size, checkpoint.model.device.type)
+        self.batch_frames = encoder.frames_at_once(*size)
         self.language = VideoLanguageModel(checkpoint, pruning=prefill_pruning(encoder))
         grid = encoder.grid(*size)
         self.tokens_per_slot = self.language.tokens_per_slot(grid)

@@ -65,6 +65,12 @@ def test_small_frames_go_through_in_larger_batches(height, width, group_size, fr
     assert frames_at_once(height, width, group_size) == frames
 
 
+def test_a_student_takes_twice_as_many_small_frames(source):
+    student = make_student()
+    assert [student.frames_at_once(side, side) for side in (28, 112, 224, 448)] == [256, 256, 64, 16]
+    assert build_encoder("pooled", source).frames_at_once(112, 112) == 128
+
+
 def test_a_gpu_takes_larger_batches():
     assert frames_at_once(448, 448, 4, "cuda") == 64
     assert frames_at_once(112, 112, 3, "cuda") == 510

@@ -28,7 +28,7 @@ STUDENT_FOLDER = "liteframe"
 
 
 # Of a batch, on a CPU and on a GPU; docs/performance.md has the measurements.
-_BATCH_PIXELS, _BATCH_FRAMES = 16 * 448 * 448, 128
+_BATCH_PIXELS = 16 * 448 * 448
 _GPU_BATCH_PIXELS, _GPU_BATCH_FRAMES = 64 * 448 * 448, 512
 
 
@@ -54,6 +54,7 @@ class VideoEncoder(nn.Module, ABC):
         feature_dim: width of the features.
         patch_size: side of a patch in pixels.
         allow_remainder: takes frames that its patches and strides do not divide, see `patch_grid`.
+        most_frames: that go through it at once on a CPU, see `frames_at_once`.
         precision: ``"int8"`` where its linear layers were quantised (`liteframe.encoders.precision`), else None.
         exact: then, what it was quantised from; a tuple, so that it is no part of this module.
     """
@@ -63,6 +64,7 @@ class VideoEncoder(nn.Module, ABC):
     feature_dim: int
     patch_size: int
     allow_remainder: bool = False
+    most_frames: int = 128
     precision: str | None = None
     exact: tuple[VideoEncoder, ...] = ()
 
@@ -95,6 +97,10 @@ class VideoEncoder(nn.Module, ABC):
             found["precision"] = self.precision
         config = getattr(self, "config", None)
         return found if config is None else {**found, "config": config_values(config)}
+
+    def frames_at_once(self, height: int, width: int) -> int:
+        """Frames of `height` x `width` pixels that go through it together, see the function of this name."""
+        return frames_at_once(height, width, self.group_size, self.device.type, self.most_frames)
 
     @property
     def device(self) -> torch.device:
@@ -164,15 +170,17 @@ def group_frames(pixels: Float[Tensor, "t 3 H W"], group_size: int) -> Float[Ten
     return pixels.reshape(-1, group_size, *pixels.shape[1:])
 
 
-def frames_at_once(height: int, width: int, group_size: int = 1, device_type: str = "cpu") -> int:
+def frames_at_once(
+    height: int, width: int, group_size: int = 1, device_type: str = "cpu", most_frames: int = VideoEncoder.most_frames
+) -> int:
     """Frames of `height` x `width` pixels that go through an encoder together: whole groups, at least one.
 
-    As many pixels as 16 frames of 448 x 448 have, which bounds memory whatever the size of a frame, and at most 128
-    frames: small frames make matrix products too small to be fast (docs/performance.md has the measurement), and what
-    is encoded while nothing more is decoded should stay short. On CUDA four times as much: in batches of 16 a frame
-    took half as long again as in batches of 64.
+    As many pixels as 16 frames of 448 x 448 have, which bounds memory whatever the size of a frame, and at most
+    `most_frames` frames: small frames make matrix products too small to be fast (docs/performance.md has the
+    measurement), and what is encoded while nothing more is decoded should stay short. On CUDA four times as many
+    pixels: in batches of 16 a frame took half as long again as in batches of 64.
     """
-    pixels, most = (_GPU_BATCH_PIXELS, _GPU_BATCH_FRAMES) if device_type == "cuda" else (_BATCH_PIXELS, _BATCH_FRAMES)
+    pixels, most = (_GPU_BATCH_PIXELS, _GPU_BATCH_FRAMES) if device_type == "cuda" else (_BATCH_PIXELS, most_frames)
     frames = min(most, pixels // max(1, height * width))
     return max(1, frames // group_size) * group_size
 

@@ -53,9 +53,7 @@ def faster(
     if precision is not None:
         encoder = with_precision(encoder, precision)
     if compile_it:
-        encoder = compiled(
-            encoder, frames_at_once(pixels.height, pixels.width, encoder.group_size, encoder.device.type)
-        )
+        encoder = compiled(encoder, encoder.frames_at_once(pixels.height, pixels.width))
     return pack(encoder)
 
 

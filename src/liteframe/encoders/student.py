@@ -247,6 +247,8 @@ class LiteFrameEncoder(PreTrainedModel, VideoEncoder):
     _no_split_modules = ("Block",)
     _supports_sdpa = True
     name = "liteframe"
+    # Its stages shrink, so that twice as many frames need about the memory that they need in another encoder.
+    most_frames = 256
     stages: Any  # lists of blocks; mypy knows no ModuleList of one type
     strides: Any
 
