@@ -3,10 +3,11 @@
 The same questions about the same long videos (512 frames, needles of 4 to 16) are asked with every encoder and number
 of frames, of LiteFrame before and after LMA; `liteframe report` puts them together. docs/results.md shows the output.
 
-    python benchmarks/frame_scaling.py [--videos 400] [--short-videos 1200] [--out runs/frame-scaling] [--model mini]
+    python benchmarks/frame_scaling.py [--videos 400] [--short-videos 1200] [--adapted FOLDER] [--out runs/frame-scaling]
 
-A finished setting is not asked again, so an interrupted study goes on where it was. Writes reports into OUT, and
-OUT/frame_scaling.json; prints the tables; the last line is the JSON.
+--adapted names what `liteframe adapt ... --set encoder=pooled` left, for a row of pooled tokens that are read by a
+language model adapted to them. A finished setting is not asked again, so an interrupted study goes on where it was.
+Writes reports into OUT, and OUT/frame_scaling.json; prints the tables; the last line is the JSON.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ SHORT = NeedleConfig(frames=32)
 GROWING = (8, 16, 32, 64, 128, 256, 512)
 
 
-def plan(model: str, out: Path) -> list[tuple[str, str, str, str, tuple[int, ...]]]:
+def plan(model: str, adapted: str | None, out: Path) -> list[tuple[str, str, str, str, tuple[int, ...]]]:
     """(name, data, model, encoder, frames) of each study."""
     student = find_checkpoint(model) / STUDENT_FOLDER
-    adapted = str(student / ADAPTER_FOLDER)
+    own = [] if adapted is None else [("pooled, own adapter", "long", adapted, "pooled", (256,))]
     # Without its adapter, the student is read by the language model as it was before LMA.
     before = out / "student-before-lma"
     shutil.copytree(student, before, ignore=shutil.ignore_patterns(ADAPTER_FOLDER), dirs_exist_ok=True)
@@ -47,7 +48,8 @@ def plan(model: str, out: Path) -> list[tuple[str, str, str, str, tuple[int, ...
         ("teacher", "long", model, "teacher", (8, 16, 32, 64)),
         ("liteframe", "long", model, "liteframe", GROWING),
         ("pooled", "long", model, "pooled", (256,)),
-        ("pooled, adapted LLM", "long", adapted, "pooled", (256,)),
+        ("pooled, adapted LLM", "long", str(student / ADAPTER_FOLDER), "pooled", (256,)),
+        *own,
         ("liteframe before LMA", "long", model, str(before), GROWING),
         ("teacher", "short", model, "teacher", (32,)),
         ("liteframe", "short", model, "liteframe", (256,)),
@@ -82,6 +84,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/frame-scaling"))
     parser.add_argument("--model", default="mini", help="a model with a student that has an adapter")
+    parser.add_argument("--adapted", help="a language model adapted to pooled tokens")
     args = parser.parse_args()
     tune_allocator()
     for name, count, config, seed in (
@@ -91,7 +94,7 @@ def main() -> None:
         if not (args.out / name / "questions.jsonl").exists():
             with terminal.progress(f"Making {name} videos") as on_progress:
                 write_benchmark(args.out / name, count, seed, config, on_progress=on_progress)
-    for name, data, model, encoder, frames in plan(args.model, args.out):
+    for name, data, model, encoder, frames in plan(args.model, args.adapted, args.out):
         for count in frames:
             out = args.out / f"{data}-results" / name / str(count)
             if (out / RESULTS).exists():
