@@ -105,6 +105,9 @@ def main() -> None:
     report: dict[str, Any] = {"videos": args.videos, "short_videos": args.short_videos}
     for data in ("long", "short"):
         rows = write_report(args.out / f"{data}-results")["rows"]
+        for row in rows:
+            if Path(row["model"]).is_absolute():  # the adapter in the package, wherever that lies
+                row["model"] = "/".join(Path(row["model"]).parts[-3:])
         report[data] = rows
         Console(stderr=True).print(f"{data} videos: {args.out / f'{data}-results' / 'report.html'}")
         print(f"{table(rows)}\n")
