@@ -3,7 +3,7 @@
 The same questions about the same long videos (512 frames, needles of 4 to 16) are asked with every encoder and number
 of frames, of LiteFrame before and after LMA; `liteframe report` puts them together. docs/results.md shows the output.
 
-    python benchmarks/frame_scaling.py [--videos 400] [--short-videos 1200] [--adapted FOLDER] [--out runs/frame-scaling]
+    python benchmarks/frame_scaling.py [--videos 400] [--short-videos 1200] [--adapted FOLDER] [--out FOLDER]
 
 --adapted names what `liteframe adapt ... --set encoder=pooled` left, for a row of pooled tokens that are read by a
 language model adapted to them. A finished setting is not asked again, so an interrupted study goes on where it was.
