@@ -13,7 +13,7 @@ import liteframe
 from liteframe import pipeline
 from liteframe.encoders import ENCODERS, EncoderSource, build_encoder
 from liteframe.errors import CheckpointError, ContextError, InputError, VideoError, VideoWarning
-from liteframe.language.loading import save_checkpoint
+from liteframe.language.loading import load_checkpoint, save_checkpoint
 from liteframe.language.prompt import Dialogue
 from liteframe.pipeline import STAGES, VideoLLM
 from liteframe.video import batches
@@ -345,6 +345,20 @@ def test_frames_too_odd_for_the_encoder_are_refused_at_the_start(tmp_path):
     save_checkpoint(checkpoint, tmp_path / "model")
     with pytest.raises(InputError, match="multiples of 14"):
         VideoLLM.from_pretrained(tmp_path / "model", device="cpu")
+
+
+def test_an_adapter_is_merged_once_into_a_checkpoint_that_is_shared(mini):
+    checkpoint = load_checkpoint(mini, "cpu")
+    before = {name: value.clone() for name, value in checkpoint.model.state_dict().items()}
+    unadapted = VideoLLM.from_pretrained(checkpoint, encoder="teacher")
+    assert unadapted.checkpoint is checkpoint and not checkpoint.is_adapted
+    assert all(torch.equal(value, before[name]) for name, value in checkpoint.model.state_dict().items())
+    expected = VideoLLM.from_pretrained(mini, encoder="liteframe", device="cpu").checkpoint.model.state_dict()
+    assert any(not torch.equal(value, before[name]) for name, value in expected.items())
+    for _ in range(2):
+        adapted = VideoLLM.from_pretrained(checkpoint, encoder="liteframe")
+        assert adapted.checkpoint.is_adapted and checkpoint.is_adapted
+        assert all(torch.equal(value, expected[name]) for name, value in adapted.checkpoint.model.state_dict().items())
 
 
 def test_the_miniature_answers(mini, clip):

@@ -165,7 +165,8 @@ def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     if checkpoint.folder is not None:
         _check_base(name, settings, checkpoint.name, checkpoint.folder)
     model = load_adapter(checkpoint.model, name, folder).eval()
-    return dataclasses.replace(checkpoint, model=model, prompt=settings.prompt, is_adapted=True)
+    checkpoint.is_adapted = True  # its model is the same one: who holds on to it must not merge once more
+    return dataclasses.replace(checkpoint, model=model, prompt=settings.prompt)
 
 
 def _check_base(name: str, settings: CheckpointSettings, base: str, folder: Path) -> None:
